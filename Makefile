@@ -1,0 +1,44 @@
+# Every verb makes .venv when it is missing. Needs Python 3.11 or later with venv, and a package registry that pip reaches.
+# Choose another Python with `make PYTHON=python3.12 test`; pass arguments on with `make ARGS="--steps 100" demo`.
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
+
+.PHONY: demo test test-slow lint wheel-test bench clean
+
+demo: .venv/.demo
+	.venv/bin/python examples/Perceiver/demo.py $(ARGS)
+
+test: .venv/.all
+	.venv/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/.all
+	.venv/bin/python -m pytest -m slow $(ARGS)
+
+lint: .venv/.all
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/basedpyright
+
+wheel-test: .venv/.all
+	.venv/bin/python tools/wheel_test.py $(ARGS)
+
+bench: .venv/.all
+	.venv/bin/python -m benchmarks.cross_attention $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# The stamps say which extras are installed; a changed requirement installs again.
+.venv/.demo: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[demo]'
+	touch $@
+
+.venv/.all: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[demo,test,dev]'
+	touch $@ .venv/.demo

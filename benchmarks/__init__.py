@@ -1,0 +1,1 @@
+"""Speed, always as a ratio against something on the same work in the same run."""

@@ -1,0 +1,72 @@
+"""Times functions side by side and keeps rows with everything that is needed to read them later."""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def times(functions: dict[str, Callable[[], object]], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
+    """Calls the functions in turn for about `seconds` each and returns all times in milliseconds.
+
+    Taking turns spreads what else the machine does over all of them. The first call of each warms up and is not counted.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    while any(len(m) < at_least or sum(m) < seconds * 1e3 for m in measured.values()):
+        for name, function in functions.items():
+            if len(measured[name]) < at_least or sum(measured[name]) < seconds * 1e3:
+                start = time.perf_counter()
+                function()
+                measured[name].append((time.perf_counter() - start) * 1e3)
+    return measured
+
+
+def machine() -> dict[str, Any]:
+    """Commit, versions and device of this run."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return {
+        "commit": commit or "unknown",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def row(measured: list[float], **facts: Any) -> dict[str, Any]:
+    """One line of results: the facts, and percentiles of the times in milliseconds."""
+    fifths = statistics.quantiles(measured, n=5)
+    percentiles = {"p20_ms": fifths[0], "p50_ms": statistics.median(measured), "p80_ms": fifths[3]}
+    return {**facts, **{name: round(value, 3) for name, value in percentiles.items()}, "calls": len(measured)}
+
+
+def keep(name: str, rows: list[dict[str, Any]]) -> None:
+    """Appends the rows to `results/{name}.jsonl`, each with the facts of the machine."""
+    RESULTS.mkdir(exist_ok=True)
+    facts = machine()
+    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        for line in rows:
+            file.write(json.dumps({**facts, **line}) + "\n")
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), platform.machine()
+    )

@@ -1,0 +1,1 @@
+"""The import path of the original project, for a plain checkout; `perceivers` is the library."""

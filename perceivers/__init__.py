@@ -1,0 +1,34 @@
+"""perceivers: the Perceiver family in PyTorch.
+
+Importing this package imports nothing else: each public name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Perceiver": "perceivers.perceiver",
+    "PerceiverBlock": "perceivers.perceiver",
+    "create_model": "perceivers.factory",
+    "list_models": "perceivers.factory",
+}
+
+if TYPE_CHECKING:
+    from perceivers.factory import create_model, list_models
+    from perceivers.perceiver import Perceiver, PerceiverBlock
+
+__all__ = ["Perceiver", "PerceiverBlock", "__version__", "create_model", "list_models"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'perceivers' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,171 @@
+"""The two attentions of a Perceiver: from latents to inputs, and among latents.
+
+Letters:
+    B  batch      N  latents (queries)    D  width of the latents               K  width of queries and keys, a head
+    H  heads      M  inputs               C  channels of an encoded input       V  width of values, a head (here V = K)
+"""
+
+from collections.abc import Sequence
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from perceivers._checks import a_bool, a_probability, an_int, one_of
+from perceivers.layers.linear import Linear
+from perceivers.ops.cross_attention import CHOICES, Norm, cross_attention
+from perceivers.ops.cross_attention.maps import attention_maps
+from perceivers.ops.self_attention import self_attention
+from perceivers.ops.tokens import Tokens
+
+
+def resolve_head_dim(name: str, dim: int, heads: int, head_dim: int | None, heads_name: str = "heads") -> int:
+    """Returns the width of a head: `head_dim` where it is given, else `dim // heads`, which must divide."""
+    if head_dim is not None:
+        return an_int(name, head_dim)
+    if dim % heads:
+        raise ValueError(f"{heads_name}={heads} does not divide dim={dim}: choose one that does, or give {name}")
+    return dim // heads
+
+
+class CrossAttention(nn.Module):
+    """Attention from latents to encoded inputs, without norm of the latents, residual or feed-forward.
+
+    Args:
+        dim: Width of the latents, D.
+        kv_dim: Channels of an encoded input, C.
+        heads: Number of heads.
+        head_dim: Width of a head; `None` for `dim // heads`.
+        bias: Whether the four linear maps have a bias.
+        dropout: Probability of dropping an attention weight in training.
+        norm_inputs: Whether encoded inputs pass a layer norm first.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        kv_dim: int,
+        heads: int = 1,
+        head_dim: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        norm_inputs: bool = True,
+    ) -> None:
+        super().__init__()
+        dim, kv_dim, self.heads = an_int("dim", dim), an_int("kv_dim", kv_dim), an_int("heads", heads)
+        head_dim = resolve_head_dim("head_dim", dim, self.heads, head_dim)
+        self.dropout = a_probability("dropout", dropout)
+        self.scale = head_dim**-0.5
+        self.attention_implementation = "auto"
+
+        width = self.heads * head_dim
+        self.inputs_norm = nn.LayerNorm(kv_dim) if a_bool("norm_inputs", norm_inputs) else None
+        self.to_q = Linear(dim, width, bias=a_bool("bias", bias))
+        self.to_k = Linear(kv_dim, width, bias=bias)
+        self.to_v = Linear(kv_dim, width, bias=bias)
+        self.to_out = Linear(width, dim, bias=bias)
+
+    def forward(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> Tensor:
+        """Maps latents `[B, N, D]` and token groups that share one softmax to `[B, N, D]`.
+
+        A sample with nothing to attend to gets zero before the output projection.
+        """
+        out_BHNV = cross_attention(
+            self._queries(latents_BND),
+            inputs,
+            self._norm(),
+            self.to_k.weight,
+            self.to_k.bias,
+            self.to_v.weight,
+            self.to_v.bias,
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            implementation=self.attention_implementation,
+        )
+        return self.to_out(rearrange(out_BHNV, "B H N V -> B N (H V)"))
+
+    def attention_maps(self, latents_BND: Tensor, inputs: Sequence[Tokens], *, log_scores: bool = False) -> Tensor:
+        """Returns the attention weights `[B, H, N, M]`, or their logarithms."""
+        return attention_maps(
+            self._queries(latents_BND), inputs, self._norm(), self.to_k.weight, scale=self.scale, log_scores=log_scores
+        )
+
+    def check(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> None:
+        """Raises `ValueError` where latents or inputs do not fit this module."""
+        dim, kv_dim = self.to_q.in_features, self.to_k.in_features
+        if latents_BND.ndim != 3 or latents_BND.shape[-1] != dim:
+            raise ValueError(f"latents have shape {list(latents_BND.shape)}, but [B, N, {dim}] is needed")
+        if not inputs or any(group.num_inputs == 0 for group in inputs):
+            raise ValueError("no inputs, or a group of none: give at least one, and mask it where it is not meant")
+        for group in inputs:
+            if group.num_channels != kv_dim:
+                raise ValueError(f"inputs have {group.num_channels} channels, but kv_dim={kv_dim}")
+            if group.content.shape[0] != latents_BND.shape[0]:
+                raise ValueError(
+                    f"inputs have a batch of {group.content.shape[0]}, latents one of {latents_BND.shape[0]}: make them equal"
+                )
+
+    def set_attention_implementation(self, name: str) -> None:
+        """Chooses how the attention is computed: a name of `perceivers.ops.cross_attention.IMPLEMENTATIONS` or "auto"."""
+        self.attention_implementation = one_of("attention_implementation", name, CHOICES)
+
+    def flops(self, num_latents: int, num_inputs: int) -> int:
+        """Multiplications and additions of the matrix products of the dense algorithm, for one sample."""
+        latent_maps = self.to_q.weight.numel() + self.to_out.weight.numel()
+        input_maps = self.to_k.weight.numel() + self.to_v.weight.numel()
+        pairs = self.to_k.out_features + self.to_v.out_features
+        return 2 * (num_latents * latent_maps + num_inputs * input_maps + num_latents * num_inputs * pairs)
+
+    def _queries(self, latents_BND: Tensor) -> Tensor:
+        return rearrange(self.to_q(latents_BND), "B N (H K) -> B H N K", H=self.heads)
+
+    def _norm(self) -> Norm | None:
+        norm = self.inputs_norm
+        return None if norm is None else Norm(norm.weight, norm.bias, norm.eps)
+
+
+class SelfAttention(nn.Module):
+    """Attention among latents, without norm, residual or feed-forward.
+
+    Args:
+        dim: Width of the latents, D.
+        heads: Number of heads.
+        head_dim: Width of a head; `None` for `dim // heads`.
+        bias: Whether the four linear maps have a bias.
+        dropout: Probability of dropping an attention weight in training.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self, *, dim: int, heads: int = 8, head_dim: int | None = None, bias: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        dim, self.heads = an_int("dim", dim), an_int("heads", heads)
+        head_dim = resolve_head_dim("head_dim", dim, self.heads, head_dim)
+        self.dropout = a_probability("dropout", dropout)
+        self.scale = head_dim**-0.5
+
+        width = self.heads * head_dim
+        self.to_q = Linear(dim, width, bias=a_bool("bias", bias))
+        self.to_k = Linear(dim, width, bias=bias)
+        self.to_v = Linear(dim, width, bias=bias)
+        self.to_out = Linear(width, dim, bias=bias)
+
+    def forward(self, latents_BND: Tensor) -> Tensor:
+        """Maps latents `[B, N, D]` to `[B, N, D]`."""
+        q_BHNK, k_BHNK, v_BHNV = (
+            rearrange(to(latents_BND), "B N (H K) -> B H N K", H=self.heads) for to in (self.to_q, self.to_k, self.to_v)
+        )
+        dropout_p = self.dropout if self.training else 0.0
+        out_BHNV = self_attention(q_BHNK, k_BHNK, v_BHNV, scale=self.scale, dropout_p=dropout_p)
+        return self.to_out(rearrange(out_BHNV, "B H N V -> B N (H V)"))
+
+    def flops(self, num_latents: int) -> int:
+        """Multiplications and additions of the matrix products, for one sample."""
+        maps = sum(linear.weight.numel() for linear in (self.to_q, self.to_k, self.to_v, self.to_out))
+        return 2 * (num_latents * maps + num_latents**2 * (self.to_k.out_features + self.to_v.out_features))

@@ -1,0 +1,154 @@
+"""Attention and feed-forward with their residuals and norms: the two blocks that Perceivers are made of.
+
+With `pre_norm` (the published models) each of the two steps is x + f(norm(x)): the residual carries the un-normalised
+stream. Without, it is norm(x + f(x)), and the inputs of a cross-attention are not normalised.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from perceivers._checks import a_bool, a_number, a_probability, an_int, one_of
+from perceivers.layers.attention import CrossAttention, SelfAttention
+from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward
+from perceivers.ops.tokens import Tokens
+
+
+class CrossAttentionBlock(nn.Module):
+    """Cross-attention from latents to encoded inputs, then feed-forward, each with norm and residual.
+
+    Args:
+        dim: Width of the latents.
+        kv_dim: Channels of an encoded input.
+        ff_dim: Hidden width of the feed-forward.
+        heads: Number of heads.
+        head_dim: Width of a head; `None` for `dim // heads`.
+        bias: Whether the linear maps of the attention have a bias.
+        pre_norm: Whether norms come before the steps, and on the inputs, or after the residuals.
+        activation: See `FeedForward`.
+        ff_dropout: Dropout of the feed-forward.
+        attention_dropout: Dropout of the attention weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        kv_dim: int,
+        ff_dim: int,
+        heads: int = 1,
+        head_dim: int | None = None,
+        bias: bool = True,
+        pre_norm: bool = True,
+        activation: str = "gelu",
+        ff_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = a_bool("pre_norm", pre_norm)
+        self.attention = CrossAttention(
+            dim=dim,
+            kv_dim=kv_dim,
+            heads=heads,
+            head_dim=head_dim,
+            bias=bias,
+            dropout=attention_dropout,
+            norm_inputs=pre_norm,
+        )
+        self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=ff_dropout)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+
+    def forward(self, latents: Tensor, inputs: Sequence[Tokens]) -> Tensor:
+        """Maps latents `[B, N, dim]` and token groups to `[B, N, dim]`; `ValueError` where they do not fit."""
+        self.attention.check(latents, inputs)
+        latents = _step(latents, lambda x: self.attention(x, inputs), self.attention_norm, self.pre_norm)
+        return _step(latents, self.feed_forward, self.feed_forward_norm, self.pre_norm)
+
+    def attention_maps(self, latents: Tensor, inputs: Sequence[Tokens], *, log_scores: bool = False) -> Tensor:
+        """Returns the attention weights `[B, H, N, M]`, or their logarithms."""
+        latents = self.attention_norm(latents) if self.pre_norm else latents
+        return self.attention.attention_maps(latents, inputs, log_scores=log_scores)
+
+    def flops(self, num_latents: int, num_inputs: int) -> int:
+        """Multiplications and additions of the matrix products of the dense algorithm, for one sample."""
+        return self.attention.flops(num_latents, num_inputs) + self.feed_forward.flops(num_latents)
+
+
+class LatentTransformer(nn.Module):
+    """Self-attention among latents, then feed-forward, each with norm and residual.
+
+    Args:
+        dim: Width of the latents.
+        ff_dim: Hidden width of the feed-forward.
+        heads: Number of heads.
+        head_dim: Width of a head; `None` for `dim // heads`.
+        bias: Whether the linear maps of the attention have a bias.
+        pre_norm: Whether norms come before the steps or after the residuals.
+        activation: See `FeedForward`.
+        ff_dropout: Dropout of the feed-forward.
+        attention_dropout: Dropout of the attention weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        ff_dim: int,
+        heads: int = 8,
+        head_dim: int | None = None,
+        bias: bool = True,
+        pre_norm: bool = True,
+        activation: str = "gelu",
+        ff_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = a_bool("pre_norm", pre_norm)
+        self.attention = SelfAttention(dim=dim, heads=heads, head_dim=head_dim, bias=bias, dropout=attention_dropout)
+        self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=ff_dropout)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Maps latents `[B, N, dim]` to `[B, N, dim]`."""
+        latents = _step(latents, self.attention, self.attention_norm, self.pre_norm)
+        return _step(latents, self.feed_forward, self.feed_forward_norm, self.pre_norm)
+
+    def flops(self, num_latents: int) -> int:
+        """Multiplications and additions of the matrix products, for one sample."""
+        return self.attention.flops(num_latents) + self.feed_forward.flops(num_latents)
+
+
+def _step(x: Tensor, f: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
+    return x + f(norm(x)) if pre_norm else norm(x + f(x))
+
+
+def block_settings(
+    *,
+    dim: int,
+    ff_dim: int | None,
+    ff_dim_scale: float,
+    bias: bool,
+    pre_norm: bool,
+    activation: str,
+    ff_dropout: float,
+    attention_dropout: float,
+) -> dict[str, Any]:
+    """Checks what the blocks of a model have in common and returns it as their arguments, `ff_dim` resolved."""
+    dim = an_int("dim", dim)
+    if ff_dim is None:
+        width = a_number("ff_dim_scale", ff_dim_scale) * dim
+        if width != int(width):
+            raise ValueError(f"ff_dim_scale={ff_dim_scale!r} times dim={dim} must be a whole number: give ff_dim instead")
+        ff_dim = int(width)
+    return {
+        "dim": dim,
+        "ff_dim": an_int("ff_dim", ff_dim),
+        "bias": a_bool("bias", bias),
+        "pre_norm": a_bool("pre_norm", pre_norm),
+        "activation": one_of("activation", activation, ACTIVATIONS),
+        "ff_dropout": a_probability("ff_dropout", ff_dropout),
+        "attention_dropout": a_probability("attention_dropout", attention_dropout),
+    }

@@ -1,0 +1,47 @@
+"""The two-layer perceptron behind every attention."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers._checks import a_probability, an_int, one_of
+from perceivers.layers.linear import Linear
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "geglu")
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, dropout, linear, dropout.
+
+    Args:
+        dim: Width of input and output.
+        hidden_dim: Width between the linear maps.
+        activation: "gelu" (exact), "gelu_tanh" (the approximation DeepMind's code uses) or "geglu" (the first linear map
+            makes values and gates, value * gelu(gate); Shazeer 2020).
+        dropout: Probability of dropping a number after the activation and after the second linear map.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(self, *, dim: int, hidden_dim: int, activation: str = "gelu", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.activation = one_of("activation", activation, ACTIVATIONS)
+        self.dropout = a_probability("dropout", dropout)
+        dim, hidden_dim = an_int("dim", dim), an_int("hidden_dim", hidden_dim)
+        self.linear_in = Linear(dim, hidden_dim * (2 if activation == "geglu" else 1))
+        self.linear_out = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[..., dim]` to `[..., dim]`."""
+        x = self.linear_in(x)
+        if self.activation == "geglu":
+            values, gates = x.chunk(2, dim=-1)
+            x = values * F.gelu(gates)
+        else:
+            x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        x = F.dropout(x, self.dropout, self.training)
+        return F.dropout(self.linear_out(x), self.dropout, self.training)
+
+    def flops(self, num_tokens: int) -> int:
+        """Multiplications and additions of the matrix products for `num_tokens` vectors."""
+        return 2 * num_tokens * (self.linear_in.weight.numel() + self.linear_out.weight.numel())

@@ -1,0 +1,22 @@
+"""The linear layer with the initialisation of the published models."""
+
+import math
+
+from torch import nn
+
+# Standard deviation of a standard normal cut at two standard deviations.
+TRUNCATED_STD = 0.87962566103423978
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, initialised to a LeCun truncated normal (variance 1 / fan_in after the cut at 2 sigma), biases to zero.
+
+    Source: `VarianceScaling(1.0)` of DeepMind's released Perceiver code.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        std = 1 / math.sqrt(self.in_features) / TRUNCATED_STD
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

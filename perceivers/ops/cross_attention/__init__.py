@@ -1,0 +1,70 @@
+"""Cross-attention from queries to encoded inputs: one operation, several implementations.
+
+    x_m = an encoded input, as `Tokens` describes it
+    k_m = W_k norm(x_m) + b_k        S_m = scale q . k_m        A = softmax(S)
+    v_m = W_v norm(x_m) + b_v        out = sum_m A_m v_m
+
+The boundary lies before the norm and before the projections, and takes a sequence of token groups that share one softmax:
+only so can an implementation avoid keys, values and the encoded array. Every implementation takes the same arguments and
+gives the same result up to rounding; none has parameters of its own, so the choice is never part of a checkpoint.
+
+Letters: B batch, H heads, N queries, M inputs, C channels of an encoded input, K width of queries and keys, V of values.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from perceivers._checks import one_of
+from perceivers.ops.cross_attention import dense, reference
+from perceivers.ops.cross_attention.call import Call, Implementation, Norm
+from perceivers.ops.tokens import Tokens
+
+__all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "cross_attention"]
+
+IMPLEMENTATIONS = {
+    "reference": Implementation(reference.run, reference.why_not),
+    "dense": Implementation(dense.run, dense.why_not),
+}
+CHOICES = ("auto", *IMPLEMENTATIONS)
+
+
+def cross_attention(
+    q_BHNK: Tensor,
+    inputs: Sequence[Tokens],
+    norm: Norm | None,
+    w_k: Tensor,
+    b_k: Tensor | None,
+    w_v: Tensor,
+    b_v: Tensor | None,
+    *,
+    scale: float,
+    dropout_p: float = 0.0,
+    implementation: str = "auto",
+) -> Tensor:
+    """Attends from queries to encoded inputs.
+
+    Args:
+        q_BHNK: Queries, already projected.
+        inputs: Token groups that share one softmax, each with C channels when encoded.
+        norm: Layer normalisation of the encoded inputs, or `None`.
+        w_k: Projection to keys, `[H * K, C]`.
+        b_k: Its bias, `[H * K]`, or `None`.
+        w_v: Projection to values, `[H * V, C]`.
+        b_v: Its bias, `[H * V]`, or `None`.
+        scale: Factor of the scores, usually K ** -0.5.
+        dropout_p: Probability of dropping an attention weight.
+        implementation: A name of `IMPLEMENTATIONS`, which runs or raises, or "auto", which chooses.
+
+    Returns:
+        `[B, H, N, V]`. A sample with nothing to attend to gets zeros.
+
+    Raises:
+        ValueError: If the named implementation is unknown or cannot do this call; the message says why.
+    """
+    one_of("implementation", implementation, CHOICES)
+    call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p)
+    chosen = IMPLEMENTATIONS["dense" if implementation == "auto" else implementation]
+    if reason := chosen.why_not(call):
+        raise ValueError(f"implementation={implementation!r} cannot do this: {reason}; use 'auto'")
+    return chosen.run(call)

@@ -1,0 +1,129 @@
+"""The accuracy rule: truth is the reference in float64, the yardstick the reference's own error in the tested dtype.
+
+An implementation passes where its error, on the output and on every gradient, is at most 4 times (root mean square) and 8
+times (largest) the error of the reference run in that dtype, with a floor of eps * max|truth|. Where the truth is
+identically zero, as the gradient of the key bias is, the floor is eps times the largest gradient of the call.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from perceivers.ops.cross_attention import Norm, cross_attention
+from perceivers.ops.tokens import Positions, Tokens
+
+
+@dataclass
+class Case:
+    """One call of the cross-attention in float64, with everything random and everything differentiable."""
+
+    grids: Sequence[Sequence[int]] = ((7, 9),)
+    batch: int = 2
+    heads: int = 1
+    queries: int = 5
+    content: int = 3
+    table: int = 7
+    k: int = 16
+    v: int = 16
+    norm: bool = True
+    bias: bool = True
+    masked: float = 0.0
+    nothing: bool = False
+    indexed: bool = False
+    score: float = 1.0
+    leaves: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+        axes = len(self.grids[0])
+        channels = self.content + axes * self.table
+        # Large enough that queries attend to different inputs and every gradient is well above rounding.
+        self.leaves = {
+            "q": draw(self.batch, self.heads, self.queries, self.k) * self.score,
+            "w_k": draw(self.heads * self.k, channels) / channels**0.5,
+            "w_v": draw(self.heads * self.v, channels) / channels**0.5,
+        }
+        if self.norm:
+            self.leaves |= {"gamma": 1 + 0.3 * draw(channels), "beta": draw(channels)}
+        if self.bias:
+            self.leaves |= {"b_k": draw(self.heads * self.k), "b_v": draw(self.heads * self.v)}
+        self.masks: list[Tensor | None] = []
+        self.indices: list[Tensor | None] = []
+        for g, grid in enumerate(self.grids):
+            for a, length in enumerate(grid):
+                self.leaves[f"table_{g}{a}"] = draw(length, self.table)
+            shape: Sequence[int] = grid
+            self.indices.append(None)
+            if self.indexed:
+                shape = [11]
+                self.indices[-1] = torch.stack([torch.randint(n, (self.batch, 11)) for n in grid], dim=-1)
+            self.leaves[f"content_{g}"] = draw(self.batch, self.content, *shape)
+            mask = torch.rand(self.batch, *shape) >= self.masked if self.masked or self.nothing else None
+            if self.nothing and mask is not None:
+                mask[0] = False
+            self.masks.append(mask)
+        self.cotangent = draw(self.batch, self.heads, self.queries, self.v)
+
+    def call(self, leaves: dict[str, Tensor], implementation: str, **kwargs) -> Tensor:
+        """Runs the operation on leaves of any dtype."""
+        groups = []
+        for g, grid in enumerate(self.grids):
+            tables = [leaves[f"table_{g}{a}"] for a in range(len(grid))]
+            groups.append(Tokens(leaves[f"content_{g}"], Positions(tables, self.indices[g]), self.masks[g]))
+        norm = Norm(leaves["gamma"], leaves["beta"]) if self.norm else None
+        b_k, b_v = leaves.get("b_k"), leaves.get("b_v")
+        arguments = (leaves["q"], groups, norm, leaves["w_k"], b_k, leaves["w_v"], b_v)
+        return cross_attention(*arguments, scale=self.k**-0.5, implementation=implementation, **kwargs)
+
+    def evaluate(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Returns the output and the gradient of every leaf, computed in `dtype`; tables stay at least float32."""
+        at_least_float32 = torch.float64 if dtype == torch.float64 else torch.float32
+        leaves = {
+            name: leaf.to(at_least_float32 if name.startswith("table") else dtype).requires_grad_()
+            for name, leaf in self.leaves.items()
+        }
+        out = self.call(leaves, implementation)
+        grads = torch.autograd.grad(out, list(leaves.values()), self.cotangent.to(out.dtype))
+        return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square."""
+    return x.square().mean().sqrt().item()
+
+
+def assert_accurate(case: Case, implementation: str, dtype: torch.dtype) -> None:
+    """Applies the rule to the output and to every gradient."""
+    truth = case.evaluate("reference", torch.float64)
+    yardstick = case.evaluate("reference", dtype)
+    result = case.evaluate(implementation, dtype)
+    eps = torch.finfo(dtype).eps
+    largest_gradient = max(value.abs().max().item() for name, value in truth.items() if name != "out")
+    for name, true in truth.items():
+        scale = true.abs().max().item()
+        if name == "b_k" or (case.nothing and case.batch == 1):  # cancels in the softmax; rounding remains
+            assert scale < 1e-10 * largest_gradient, name
+            scale = largest_gradient
+        else:
+            assert scale >= 0.1, f"{name}: a gradient this small ({scale:.2g}) tests nothing"
+        error, allowed = result[name].double() - true, yardstick[name].double() - true
+        assert result[name].dtype == yardstick[name].dtype
+        assert rms(error) <= max(4 * rms(allowed), eps * scale), f"{name}: rms {rms(error):.2g}, {rms(allowed):.2g}"
+        most, allowed_most = error.abs().max().item(), allowed.abs().max().item()
+        assert most <= max(8 * allowed_most, eps * scale), f"{name}: max {most:.2g}, {allowed_most:.2g}"
+
+
+def draw_parameters(module: torch.nn.Module, scale: Callable[[Tensor], float] | None = None) -> torch.nn.Module:
+    """Draws every parameter at random, also those initialised to zero or one: a zero head makes every law hold."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            fan = parameter.shape[-1] if parameter.ndim > 1 else 4
+            parameter.normal_(std=scale(parameter) if scale else fan**-0.5)
+    return module
+
+
+def assert_varies(out: Tensor) -> None:
+    """Fails where the samples of a batch give the same: such a result would make every law hold."""
+    assert (out[0] - out[1]).abs().max() > 1e-3 * out.abs().max()

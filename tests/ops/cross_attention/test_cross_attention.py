@@ -1,0 +1,261 @@
+"""Every implementation of the table, by the same tests: accuracy, gradients, laws, refusals.
+
+Broken on purpose, each seen to fail: scale dropped, mask ignored, gamma left out, groups of two softmaxes, sums not rescaled
+in the merge, the last table axis swapped with the first.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accuracy import Case, assert_accurate, assert_varies
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
+from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.cross_attention.maps import attention_maps
+from perceivers.ops.cross_attention.reference import merge, partial
+from perceivers.ops.tokens import Positions, Tokens
+
+CASES = {
+    "grid_7x9": {},
+    "line_63": {"grids": ((63,),)},
+    "video_3x5x7_heads_3": {"grids": ((3, 5, 7),), "heads": 3},
+    "volume_2x3x2x5": {"grids": ((2, 3, 2, 5),)},
+    "two_groups": {"grids": ((7, 9), (3, 4))},
+    "masked": {"masked": 0.4},
+    "nothing_to_attend": {"masked": 0.4, "nothing": True},
+    "index_list": {"indexed": True, "masked": 0.3},
+    "k_16_v_9": {"v": 9},
+    "k_5_v_33_heads_2": {"k": 5, "v": 33, "heads": 2},
+    "no_norm_no_bias": {"norm": False, "bias": False},
+    "one_query": {"queries": 1},
+    "one_row": {"grids": ((1, 65),)},
+    "sharp_scores": {"score": 6.0},
+}
+everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_accuracy(case, dtype, implementation):
+    assert_accurate(Case(**case), implementation, dtype)
+
+
+@everywhere
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_float64_equals_reference(case, implementation):
+    case = Case(**case)
+    ours, truth = case.evaluate(implementation, torch.float64), case.evaluate("reference", torch.float64)
+    for name, true in truth.items():
+        torch.testing.assert_close(ours[name], true, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@everywhere
+def test_gradcheck(implementation):
+    case = Case(grids=((2, 3), (2, 2)), queries=2, content=2, table=2, k=3, v=3, heads=2, masked=0.3)
+    names, leaves = zip(*((n, leaf.requires_grad_()) for n, leaf in case.leaves.items()), strict=True)
+    assert torch.autograd.gradcheck(lambda *x: case.call(dict(zip(names, x, strict=True)), implementation), leaves)
+
+
+@everywhere
+def test_written_out(implementation):
+    """Against the formula of the paper for one query at a time, in a second hand: no batched products, no softmax call."""
+    case = Case(grids=((3, 4),), heads=2, v=5)
+    out = case.call(case.leaves, implementation)
+    assert_varies(out)
+    x = case.leaves
+    for b in range(2):
+        columns = [
+            torch.cat([x["content_0"][b, :, i, j], x["table_00"][i], x["table_01"][j]]) for i in range(3) for j in range(4)
+        ]
+        normed = [(c - c.mean()) / (c.var(correction=0) + 1e-5).sqrt() * x["gamma"] + x["beta"] for c in columns]
+        for h in range(2):
+            keys = [x["w_k"][16 * h : 16 * (h + 1)] @ c + x["b_k"][16 * h : 16 * (h + 1)] for c in normed]
+            values = [x["w_v"][5 * h : 5 * (h + 1)] @ c + x["b_v"][5 * h : 5 * (h + 1)] for c in normed]
+            for n in range(5):
+                weights = [(x["q"][b, h, n] @ k / 4).exp() for k in keys]
+                wanted = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+                torch.testing.assert_close(out[b, h, n], wanted, rtol=1e-10, atol=1e-10)
+
+
+@everywhere
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_random_shapes(implementation, data):
+    size = lambda most: data.draw(st.integers(1, most))  # noqa: E731
+    axes = size(4)
+    grids = [[size(5) for _ in range(axes)] for _ in range(size(2))]
+    kwargs = {"heads": size(3), "queries": size(6), "content": size(4), "table": size(5), "k": size(9), "v": size(9)}
+    case = Case(grids=grids, batch=size(3), masked=data.draw(st.sampled_from([0.0, 0.5])), **kwargs)
+    out, truth = (case.call(case.leaves, name) for name in (implementation, "reference"))
+    torch.testing.assert_close(out, truth, rtol=1e-9, atol=1e-9)
+
+
+@everywhere
+def test_masked_equals_absent_even_nan(implementation):
+    """A grid with holes, NaN and infinity in them, gives what the list of the inputs outside the holes gives."""
+    case = Case(grids=((5, 6),), batch=1, masked=0.5)
+    case.leaves = {name: leaf.requires_grad_() for name, leaf in case.leaves.items()}
+    keep = case.masks[0][0]
+    assert 0 < keep.sum() < 30
+    holes = case.leaves["content_0"].detach().masked_fill(~keep, torch.nan)
+    holes[0, 0][~keep] = torch.inf
+    dirty = {**case.leaves, "content_0": holes.requires_grad_()}
+    out = case.call(dirty, implementation)
+    present = Case(grids=((5, 6),), batch=1)
+    present.leaves = {**case.leaves, "content_0": case.leaves["content_0"].detach()[:, :, keep].requires_grad_()}
+    present.indices = [keep.nonzero()[None]]
+    wanted = present.call(present.leaves, implementation)
+    torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-10)
+    grads, wanted_grads = (
+        torch.autograd.grad(o.square().sum(), list(leaves.values())) for o, leaves in ((out, dirty), (wanted, present.leaves))
+    )
+    for name, ours, theirs in zip(dirty, grads, wanted_grads, strict=True):
+        if name == "content_0":
+            assert (ours[:, :, ~keep] == 0).all()
+            ours = ours[:, :, keep]
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_nothing_to_attend_is_exactly_zero(implementation, dtype):
+    case = Case(nothing=True)
+    result = case.evaluate(implementation, dtype)
+    assert (result["out"][0] == 0).all()
+    assert result["out"][1].abs().max() > 0.1
+    assert all(value.isfinite().all() for value in result.values())
+    assert (result["q"][0] == 0).all()
+
+
+@everywhere
+def test_permuting_inputs_with_their_positions(implementation):
+    case = Case(indexed=True)
+    order = torch.randperm(11)
+    out = case.call(case.leaves, implementation)
+    assert_varies(out)
+    case.leaves["content_0"] = case.leaves["content_0"][:, :, order]
+    moved = case.call(case.leaves, implementation)
+    assert (moved - out).abs().max() > 1e-3  # contents moved without their positions: another array
+    case.indices[0] = case.indices[0][:, order]
+    torch.testing.assert_close(case.call(case.leaves, implementation), out, rtol=1e-10, atol=1e-10)
+
+
+@everywhere
+def test_batch_of_two_is_two_batches(implementation):
+    case = Case(masked=0.3)
+    out = case.call(case.leaves, implementation)
+    assert_varies(out)
+    for b in range(2):
+        one = Case(batch=1)
+        one.leaves = {n: x[b : b + 1] if n in ("q", "content_0") else x for n, x in case.leaves.items()}
+        one.masks = [case.masks[0][b : b + 1]]
+        torch.testing.assert_close(one.call(one.leaves, implementation), out[b : b + 1], rtol=1e-10, atol=1e-10)
+
+
+@everywhere
+def test_views_of_any_strides(implementation):
+    case = Case(grids=((4, 6),))
+    out = case.call(case.leaves, implementation)
+    base = torch.zeros(2, 4, 12, 3, dtype=torch.float64)
+    view = base[:, :, ::2].permute(0, 3, 1, 2)
+    view.copy_(case.leaves["content_0"])
+    assert not view.is_contiguous()
+    torch.testing.assert_close(case.call({**case.leaves, "content_0": view}, implementation), out)
+    line = torch.randn(4 + 6 - 1, dtype=torch.float64)
+    overlapping = line.as_strided((2, 3, 4, 6), (0, 0, 1, 1))
+    wanted = case.call({**case.leaves, "content_0": overlapping.clone()}, implementation)
+    torch.testing.assert_close(case.call({**case.leaves, "content_0": overlapping}, implementation), wanted)
+
+
+@everywhere
+def test_dropout_keeps_the_mean(implementation):
+    case = Case(grids=((30, 30),), queries=64, bias=False, score=0.1)
+    out = case.call(case.leaves, implementation)
+    dropped = torch.stack([case.call(case.leaves, implementation, dropout_p=0.5) for _ in range(50)])
+    assert (dropped[0] - dropped[1]).abs().max() > 1e-3
+    torch.testing.assert_close(dropped.mean(0), out, rtol=0, atol=0.05)
+
+
+def test_pieces_merge_to_the_whole():
+    case = Case(grids=((7, 9),), heads=2, masked=0.5)
+    x = case.leaves
+    tokens = Tokens(x["content_0"], Positions([x["table_00"], x["table_01"]]), case.masks[0])
+    norm = Norm(x["gamma"], x["beta"])
+    call = Call(x["q"], [tokens], norm, x["w_k"], x["b_k"], x["w_v"], x["b_v"], 0.25)
+    pieces = list(tokens.pieces(18))
+    assert [piece.num_inputs for piece in pieces] == [18, 18, 18, 9]
+    parts = [partial(call, piece) for piece in pieces]
+    wanted = partial(call, tokens).finish()
+    torch.testing.assert_close(merge(parts).finish(), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(merge([merge(parts[2:]), merge(parts[:2])]).finish(), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_pieces_of_an_index_list():
+    tokens = Tokens(torch.randn(1, 2, 5), Positions([torch.randn(9, 3)], torch.randint(9, (1, 5, 1))), torch.rand(1, 5) > 0.5)
+    together = torch.cat([piece.encoded() for piece in tokens.pieces(2)], dim=1)
+    assert torch.equal(together, tokens.encoded())
+
+
+@pytest.mark.parametrize("case", [case for name, case in CASES.items() if name != "two_groups"])
+def test_maps_are_the_softmax_of_the_scores(case):
+    case = Case(**case)
+    x = case.leaves
+    tables = [x[f"table_0{a}"] for a in range(len(case.grids[0]))]
+    tokens = Tokens(x["content_0"], Positions(tables, case.indices[0]), case.masks[0])
+    norm = Norm(x["gamma"], x["beta"]) if case.norm else None
+    maps = attention_maps(x["q"], [tokens], norm, x["w_k"], scale=case.k**-0.5)
+    call = Call(x["q"], [tokens], norm, x["w_k"], x.get("b_k"), x["w_v"], x.get("b_v"), case.k**-0.5)
+    _, values = call.keys_and_values(tokens.encoded())
+    torch.testing.assert_close(maps @ values, case.call(x, "reference"), rtol=1e-9, atol=1e-9)
+    logs = attention_maps(x["q"], [tokens], norm, x["w_k"], scale=case.k**-0.5, log_scores=True)
+    torch.testing.assert_close(logs.exp(), maps)
+
+
+def test_maps_in_pieces(monkeypatch):
+    case = Case(grids=((7, 9), (4, 4)), masked=0.3)
+    x = case.leaves
+    groups = [Tokens(x[f"content_{g}"], Positions([x[f"table_{g}0"], x[f"table_{g}1"]]), case.masks[g]) for g in range(2)]
+    arguments = (x["q"], groups, Norm(x["gamma"], x["beta"]), x["w_k"])
+    whole = attention_maps(*arguments, scale=0.25)
+    monkeypatch.setattr("perceivers.ops.cross_attention.maps.PIECE", 10)
+    torch.testing.assert_close(attention_maps(*arguments, scale=0.25), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_auto_equals_each_implementation():
+    case = Case(grids=((7, 9), (3, 4)), heads=2, masked=0.3)
+    out = case.call(case.leaves, "auto")
+    for name in IMPLEMENTATIONS:
+        torch.testing.assert_close(case.call(case.leaves, name), out, rtol=1e-10, atol=1e-10)
+
+
+def test_unknown_implementation():
+    case = Case()
+    with pytest.raises(ValueError, match=r"implementation='flash' must be one of 'auto', 'reference', 'dense'"):
+        case.call(case.leaves, "flash")
+
+
+def test_refusal_says_why(monkeypatch):
+    never = IMPLEMENTATIONS["dense"].__class__(run=lambda call: None, why_not=lambda call: "it is Sunday")
+    monkeypatch.setitem(IMPLEMENTATIONS, "dense", never)
+    case = Case()
+    with pytest.raises(ValueError, match="implementation='dense' cannot do this: it is Sunday; use 'auto'"):
+        case.call(case.leaves, "dense")
+
+
+@pytest.mark.parametrize("width", [5, 8, 261])
+def test_dense_never_materialises_on_this_machine(width):
+    """Fused attention runs whatever the widths, also where K differs from V: no N x M tensor is made."""
+    case = Case(grids=((40, 50),), k=width, v=width + 3, queries=33, batch=1, masked=0.1)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        case.call({name: leaf.float() for name, leaf in case.leaves.items()}, "dense")
+    names = {event.name for event in profile.events()}
+    assert any("flash_attention" in name for name in names)
+    assert "aten::_scaled_dot_product_attention_math" not in names
+
+
+def test_cross_attention_rejects_nothing_it_documents():
+    q, content = torch.randn(1, 2, 4, 3), torch.randn(1, 6, 10)
+    w = torch.randn(6, 6)
+    assert cross_attention(q, [Tokens(content)], None, w, None, w, None, scale=1.0).shape == (1, 2, 4, 3)

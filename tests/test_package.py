@@ -1,0 +1,137 @@
+"""The package as users meet it: imports, exports, versions, requirements, command line."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import perceivers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments, **kwargs) -> str:
+    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True, **kwargs).stdout
+
+
+def test_import_is_light_and_without_side_effects():
+    code = """
+import sys, threading, warnings, logging, os
+before, filters, environment = set(sys.modules), list(warnings.filters), dict(os.environ)
+import perceivers
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+assert new & {"torch", "numpy", "einops", "safetensors", "huggingface_hub"} == set(), new
+assert threading.active_count() == 1
+assert warnings.filters == filters and dict(os.environ) == environment and not logging.root.handlers
+assert dir(perceivers) == perceivers.__all__
+"""
+    assert run("-W", "error", "-c", code) == ""
+
+
+def test_exports():
+    code = """
+import perceivers
+for name in perceivers.__all__:
+    assert getattr(perceivers, name) is getattr(perceivers, name) is not None, name
+from perceivers import *
+print(sorted(name for name in globals() if not name.startswith("_") and name != "perceivers"))
+"""
+    assert run("-c", code).strip() == "['Perceiver', 'PerceiverBlock', 'create_model', 'list_models', 'name']"
+    with pytest.raises(AttributeError, match="module 'perceivers' has no attribute 'Perciever'"):
+        perceivers.Perciever  # noqa: B018
+
+
+def test_importing_the_models_changes_nothing_in_torch():
+    code = """
+import torch
+before = torch.get_num_threads(), torch.get_default_dtype(), torch.random.get_rng_state()
+import perceivers; perceivers.Perceiver, perceivers.create_model
+after = torch.get_num_threads(), torch.get_default_dtype(), torch.random.get_rng_state()
+assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+"""
+    run("-W", "error", "-c", code)
+
+
+def test_version():
+    assert importlib.metadata.version("perceivers") == perceivers.__version__
+
+
+def test_nothing_pulls_torchvision():
+    """Walks what all extras resolved to here; torchvision pins builds of torch."""
+    seen, queue = set(), [("perceivers", frozenset({"demo", "test", "dev"}))]
+    while queue:
+        name, extras = queue.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            requires = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an extra that is not installed here
+        for requirement in map(Requirement, requires):
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in extras | {""}):
+                queue.append((requirement.name.lower(), frozenset(requirement.extras)))
+    names = {name for name, _ in seen}
+    assert {"torch", "safetensors", "numpy"} <= names
+    assert "torchvision" not in names
+    assert "torchaudio" not in names
+
+
+def test_core_dependencies_stay_few():
+    core = [Requirement(r) for r in importlib.metadata.requires("perceivers")]
+    names = {r.name for r in core if r.marker is None}
+    assert names == {"torch", "einops", "numpy", "safetensors", "huggingface_hub"}
+
+
+def test_command_line():
+    info = run("-m", "perceivers")
+    assert info == run("-m", "perceivers", "info")
+    assert info.startswith(f"perceivers {perceivers.__version__}\n")
+    assert "attention implementations: reference, dense" in info
+    assert re.search(r"perceiver_imagenet_fourier +44,912,254 parameters +706.3 GFLOPs", run("-m", "perceivers", "models"))
+    assert run("-m", "perceivers", "--version").strip() == perceivers.__version__
+    wrong = subprocess.run([sys.executable, "-m", "perceivers", "fitt"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "invalid choice: 'fitt'" in wrong.stderr
+
+
+@pytest.mark.checkout
+class TestRepository:
+    """What only a checkout has."""
+
+    def test_every_package_is_listed(self):
+        import tomllib
+
+        listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+        found = [".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "perceivers").rglob("__init__.py")]
+        assert sorted(found) == sorted(listed)
+
+    def test_versions_agree(self):
+        assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == perceivers.__version__
+        assert f"\nversion: {perceivers.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+    def test_constraints_pin_torch(self):
+        assert "\ntorch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
+
+    def test_original_import_path(self):
+        code = (
+            "from models.perceiver import Perceiver, PerceiverBlock; import perceivers as p; print(Perceiver is p.Perceiver)"
+        )
+        assert run("-c", code, cwd=ROOT).strip() == "True"
+
+    def test_layers_of_the_code(self):
+        """`ops` imports no layer, `layers` no model: dependencies point one way."""
+        allowed = {
+            "ops": {"_checks", "ops"},
+            "position": {"_checks", "position"},
+            "layers": {"_checks", "layers", "ops", "position"},
+            "checkpoints": {"_checks", "checkpoints"},
+        }
+        for folder, names in allowed.items():
+            for file in (ROOT / "perceivers" / folder).rglob("*.py"):
+                imported = set(re.findall(r"^\s*(?:from|import) perceivers\.(\w+)", file.read_text(), re.MULTILINE))
+                assert imported <= names, file
