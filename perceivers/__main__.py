@@ -46,7 +46,9 @@ def _models() -> list[str]:
         with torch.device("meta"):
             model = create_model(name)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        lines.append(f"{name:40} {parameters:>12,} parameters {model.flops() / 1e9:>8.1f} GFLOPs")
+        gigaflops = model.flops() / 1e9
+        shown = f"{gigaflops:.1f}" if gigaflops >= 1 else f"{gigaflops:.3f}"
+        lines.append(f"{name:40} {parameters:>12,} parameters {shown:>8} GFLOPs")
     return lines
 
 

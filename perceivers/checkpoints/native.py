@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import ModelHubMixin, constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -129,7 +129,7 @@ class Pretrained(
             name, arguments = _read_config(cls, path_of(CONFIG))
             weights = path_of(WEIGHTS)
             state = load_file(weights, device=str(map_location))
-        except (FileNotFoundError, NotADirectoryError, EntryNotFoundError) as error:
+        except (FileNotFoundError, NotADirectoryError, EntryNotFoundError, HFValidationError) as error:
             raise ValueError(f"{source} is no folder or repository with {CONFIG} and {WEIGHTS}: {error}") from error
         except SafetensorError as error:
             raise ValueError(f"{weights} is damaged or no safetensors file ({error}): copy or download it again") from error

@@ -130,8 +130,9 @@ def test_missing_files(saved, tmp_path):
     (saved / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no folder or repository with config\.json and model\.safetensors"):
         Perceiver.from_pretrained(saved)
-    with pytest.raises(ValueError, match="no folder or repository"):
-        Perceiver.from_pretrained(tmp_path)
+    for source in (tmp_path, tmp_path / "no" / "such" / "folder", "no-such-model"):
+        with pytest.raises(ValueError, match="no folder or repository"):
+            Perceiver.from_pretrained(source, local_files_only=True)
 
 
 def test_every_truncation_is_refused(saved):
