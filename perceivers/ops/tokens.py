@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no one truth value
 class Positions:
     """Position features as one table an axis.
 
@@ -33,7 +33,7 @@ class Positions:
     index: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """One group of inputs to attend to.
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from perceivers.ops.tokens import Tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no one truth value
 class Norm:
     """Layer normalisation over the C channels of an encoded input: weight (gamma) and bias (beta) `[C]`, eps."""
 
@@ -22,7 +22,7 @@ class Norm:
         return F.layer_norm(x_BMC, x_BMC.shape[-1:], self.weight.to(x_BMC.dtype), self.bias.to(x_BMC.dtype), self.eps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """The arguments of `cross_attention`, which documents them."""
 
@@ -38,7 +38,7 @@ class Call:
 
     def keys_and_values(self, x_BMC: Tensor) -> tuple[Tensor, Tensor]:
         """Normalises and projects encoded inputs to `[B, H, M, K]` and `[B, H, M, V]`."""
-        x_BMC = (self.norm(x_BMC) if self.norm else x_BMC).to(self.w_k.dtype)
+        x_BMC = (x_BMC if self.norm is None else self.norm(x_BMC)).to(self.w_k.dtype)
         heads = self.q_BHNK.shape[1]
         k_BHMK = F.linear(x_BMC, self.w_k, self.b_k).unflatten(-1, (heads, -1)).transpose(1, 2)
         v_BHMV = F.linear(x_BMC, self.w_v, self.b_v).unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -20,7 +20,7 @@ from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.tokens import Tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Partial:
     """Attention to some of the inputs, not yet divided by its sum.
 
