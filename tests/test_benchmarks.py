@@ -25,4 +25,4 @@ def test_cross_attention(peer):
 
 def test_make_bench_runs_it():
     recipe = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert recipe.strip().endswith(".venv/bin/python -m benchmarks.cross_attention")
+    assert ".venv/bin/python -m benchmarks.cross_attention" in [line.strip() for line in recipe.splitlines()]

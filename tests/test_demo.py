@@ -99,7 +99,7 @@ def test_bad_arrays(tmp_path):
 
 def test_make_demo_runs_it():
     recipe = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert recipe.strip().endswith(".venv/bin/python examples/Perceiver/demo.py")
+    assert ".venv/bin/python examples/Perceiver/demo.py" in [line.strip() for line in recipe.splitlines()]
 
 
 @pytest.mark.slow
