@@ -324,7 +324,8 @@ class Perceiver(Pretrained):
         """Chooses how cross-attention is computed, at run time; parameters and results stay the same.
 
         Args:
-            name: "auto", "dense" or "reference". A named one runs or raises with the reason; only "auto" chooses.
+            name: "auto", or one of `perceivers.ops.cross_attention.IMPLEMENTATIONS`: "reference", "dense", "absorbed",
+                "separable". A named one runs or raises with the reason when the model is called; only "auto" chooses.
 
         Raises:
             ValueError: If the name is unknown.

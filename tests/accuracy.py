@@ -5,13 +5,16 @@ times (largest) the error of the reference run in that dtype, with a floor of ep
 identically zero, as the gradient of the key bias is, the floor is eps times the largest gradient of the call.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
-from perceivers.ops.cross_attention import Norm, cross_attention
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
+from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.tokens import Positions, Tokens
 
 
@@ -66,16 +69,29 @@ class Case:
             self.masks.append(mask)
         self.cotangent = draw(self.batch, self.heads, self.queries, self.v)
 
-    def call(self, leaves: dict[str, Tensor], implementation: str, **kwargs) -> Tensor:
-        """Runs the operation on leaves of any dtype."""
+    def make(self, leaves: dict[str, Tensor], **kwargs) -> Call:
+        """Puts leaves of any dtype into a call."""
         groups = []
         for g, grid in enumerate(self.grids):
             tables = [leaves[f"table_{g}{a}"] for a in range(len(grid))]
             groups.append(Tokens(leaves[f"content_{g}"], Positions(tables, self.indices[g]), self.masks[g]))
         norm = Norm(leaves["gamma"], leaves["beta"]) if self.norm else None
         b_k, b_v = leaves.get("b_k"), leaves.get("b_v")
-        arguments = (leaves["q"], groups, norm, leaves["w_k"], b_k, leaves["w_v"], b_v)
-        return cross_attention(*arguments, scale=self.k**-0.5, implementation=implementation, **kwargs)
+        return Call(leaves["q"], groups, norm, leaves["w_k"], b_k, leaves["w_v"], b_v, self.k**-0.5, **kwargs)
+
+    def call(self, leaves: dict[str, Tensor], implementation: str, **kwargs) -> Tensor:
+        """Runs the operation."""
+        arguments = vars(self.make(leaves, **kwargs))
+        return cross_attention(**arguments, implementation=implementation)
+
+    def refused(self, implementation: str, **kwargs) -> bool:
+        """Whether an implementation cannot do this call; it must then say so when it is named."""
+        reason = IMPLEMENTATIONS[implementation].why_not(self.make(self.leaves, **kwargs))
+        if reason is None:
+            return False
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            self.call(self.leaves, implementation, **kwargs)
+        return True
 
     def evaluate(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Returns the output and the gradient of every leaf, computed in `dtype`; tables stay at least float32."""

@@ -27,6 +27,13 @@ SMALL = {
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 
+@pytest.fixture(autouse=True)
+def _forget_compiled():
+    """All tests compile the same code for other models; the compiler gives up after eight."""
+    yield
+    torch._dynamo.reset()
+
+
 def build(**changes) -> Perceiver:
     return draw_parameters(Perceiver(**{**SMALL, **changes}).eval())  # pyright: ignore
 

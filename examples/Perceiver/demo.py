@@ -55,7 +55,7 @@ def main() -> None:
         help="'mnist', or an .npz file with pictures x [n, height, width] of any number type and whole-number classes y [n];"
         " a fifth of it becomes the test set",
     )
-    parser.add_argument("--steps", type=int, default=1000, help=f"training steps of {BATCH} pictures (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help=f"training steps of {BATCH} pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture to write (default: %(default)s)")
     arguments = parser.parse_args()

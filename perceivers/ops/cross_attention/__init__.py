@@ -4,6 +4,13 @@
     k_m = W_k norm(x_m) + b_k        S_m = scale q . k_m        A = softmax(S)
     v_m = W_v norm(x_m) + b_v        out = sum_m A_m v_m
 
+| implementation | makes | a pair of query and input costs, a head |
+| --- | --- | --- |
+| `reference` | everything, all scores too | the definition |
+| `dense` | encoded array, keys, values | 2 (K + V) FLOPs |
+| `absorbed` | encoded array | 4 C FLOPs |
+| `separable` | nothing that has both inputs and channels | 4 U + 2 A + 6 FLOPs, U channels of content, A axes |
+
 The boundary lies before the norm and before the projections, and takes a sequence of token groups that share one softmax:
 only so can an implementation avoid keys, values and the encoded array. Every implementation takes the same arguments and
 gives the same result up to rounding; none has parameters of its own, so the choice is never part of a checkpoint.
@@ -16,8 +23,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from perceivers._checks import one_of
-from perceivers.ops.cross_attention import dense, reference
+from perceivers.ops.cross_attention import absorbed, dense, reference, separable
 from perceivers.ops.cross_attention.call import Call, Implementation, Norm
+from perceivers.ops.cross_attention.cost import choose
 from perceivers.ops.tokens import Tokens
 
 __all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "cross_attention"]
@@ -25,6 +33,8 @@ __all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "cross_attention"]
 IMPLEMENTATIONS = {
     "reference": Implementation(reference.run, reference.why_not),
     "dense": Implementation(dense.run, dense.why_not),
+    "absorbed": Implementation(absorbed.run, absorbed.why_not),
+    "separable": Implementation(separable.run, separable.why_not),
 }
 CHOICES = ("auto", *IMPLEMENTATIONS)
 
@@ -64,7 +74,7 @@ def cross_attention(
     """
     one_of("implementation", implementation, CHOICES)
     call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p)
-    chosen = IMPLEMENTATIONS["dense" if implementation == "auto" else implementation]
+    chosen = IMPLEMENTATIONS[choose(call) if implementation == "auto" else implementation]
     if reason := chosen.why_not(call):
         raise ValueError(f"implementation={implementation!r} cannot do this: {reason}; use 'auto'")
-    return chosen.run(call)
+    return chosen.run(call).to(q_BHNK.dtype)

@@ -3,7 +3,6 @@
 Letters: B batch, H heads, N queries, M inputs, C channels, K width of queries and keys, V of values.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,24 +11,36 @@ from perceivers.ops.cross_attention.call import Call
 
 def run(call: Call) -> Tensor:
     """Makes the whole encoded array, its keys and its values; scores stay inside the fused kernel."""
-    k_BHMK, v_BHMV = call.keys_and_values(torch.cat([group.encoded() for group in call.inputs], dim=1))
-    mask_B11M, anything_B111 = None, None
-    if any(group.mask is not None for group in call.inputs):
-        mask_B11M = torch.cat([group.flat_mask() for group in call.inputs], dim=1)[:, None, None, :]
-        # What a fully masked row gives differs between kernels and versions (NaN, zero, mean): attend to all, then clear.
-        anything_B111 = mask_B11M.any(-1, keepdim=True)
-        mask_B11M = mask_B11M | ~anything_B111
-    width = v_BHMV.shape[-1]
-    q_BHNK, k_BHMK, v_BHMV = _pad_to_fused(call.q_BHNK.to(k_BHMK.dtype), k_BHMK, v_BHMV)
-    out_BHNV = F.scaled_dot_product_attention(
-        q_BHNK, k_BHMK, v_BHMV, attn_mask=mask_B11M, dropout_p=call.dropout_p, scale=call.scale
-    )[..., :width]
-    return out_BHNV if anything_B111 is None else out_BHNV.masked_fill(~anything_B111, 0)
+    k_BHMK, v_BHMV = call.keys_and_values(call.encoded())
+    q_BHNK = call.q_BHNK.to(k_BHMK.dtype)
+    return attend(q_BHNK, k_BHMK, v_BHMV, call.mask(), scale=call.scale, dropout_p=call.dropout_p)[0]
 
 
 def why_not(call: Call) -> str | None:
     """Does everything."""
     return None
+
+
+def attend(
+    q_BHNK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, mask_BM: Tensor | None, *, scale: float, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor | float]:
+    """Fused attention; zeros where nothing may be attended.
+
+    Returns:
+        `[B, H, N, V]`, and the sum of each sample's weights: 1, or where there is a mask `[B, 1, 1, 1]` of ones and zeros.
+    """
+    width, anything_B111 = v_BHMV.shape[-1], None
+    if mask_BM is not None:
+        # What a fully masked row gives differs between kernels and versions (NaN, zero, mean): attend to all, then clear.
+        anything_B111 = mask_BM.any(-1)[:, None, None, None]
+        mask_BM = mask_BM[:, None, None, :] | ~anything_B111
+    q_BHNK, k_BHMK, v_BHMV = _pad_to_fused(q_BHNK, k_BHMK, v_BHMV)
+    out_BHNV = F.scaled_dot_product_attention(q_BHNK, k_BHMK, v_BHMV, attn_mask=mask_BM, dropout_p=dropout_p, scale=scale)[
+        ..., :width
+    ]
+    if anything_B111 is None:
+        return out_BHNV, 1.0
+    return out_BHNV.masked_fill(~anything_B111, 0), anything_B111.to(out_BHNV.dtype)
 
 
 def _pad_to_fused(*tensors: Tensor) -> list[Tensor]:

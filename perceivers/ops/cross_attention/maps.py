@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.ops.cross_attention.call import Norm
+from perceivers.ops.cross_attention.call import Call, Norm
 from perceivers.ops.tokens import Tokens
 
 PIECE = 16_384  # encoded inputs held at a time: 17 MB of a published picture's 261 channels
@@ -28,9 +28,7 @@ def attention_maps(
     The bias of the keys adds the same to every score of a query and cancels in the softmax, so it is no argument.
     A query with nothing to attend to has a map of zeros (-inf as logarithm). Gradients are not recorded.
     """
-    p_BHNC = scale * torch.einsum("BHNK,HKC->BHNC", q_BHNK, w_k.unflatten(0, (q_BHNK.shape[1], -1)))
-    if norm is not None:
-        p_BHNC = p_BHNC * norm.weight.to(p_BHNC.dtype)
+    p_BHNC = Call(q_BHNK, inputs, norm, w_k, None, w_k, None, scale).folded_queries()
     num_inputs = sum(group.num_inputs for group in inputs)
     s_BHNM = p_BHNC.new_empty(*p_BHNC.shape[:-1], num_inputs)
     start = 0

@@ -26,7 +26,7 @@ class Partial:
 
     Attributes:
         z_BHNV: sum over m of e^(S_m - max) v_m.
-        max_BHN: The largest score, -inf where nothing may be attended.
+        max_BHN: The largest score, or another number near it; -inf where nothing may be attended.
         sum_BHN: sum over m of e^(S_m - max), 0 where nothing may be attended.
     """
 
@@ -46,7 +46,7 @@ def partial(call: Call, group: Tokens) -> Partial:
     s_BHNM = call.scale * (call.q_BHNK @ k_BHMK.mT)
     s_BHNM = s_BHNM.masked_fill(~group.flat_mask()[:, None, None, :], -math.inf)
     max_BHN = s_BHNM.detach().amax(-1)  # any shift gives the same result, so no gradient flows through it
-    a_BHNM = torch.exp(s_BHNM - _finite(max_BHN).unsqueeze(-1))
+    a_BHNM = torch.exp(s_BHNM - finite(max_BHN).unsqueeze(-1))
     z_BHNV = F.dropout(a_BHNM, call.dropout_p).to(v_BHMV.dtype) @ v_BHMV
     return Partial(z_BHNV, max_BHN, a_BHNM.sum(-1))
 
@@ -54,8 +54,8 @@ def partial(call: Call, group: Tokens) -> Partial:
 def merge(partials: Iterable[Partial]) -> Partial:
     """Joins the results of several groups into that of their union."""
     partials = list(partials)
-    max_BHN = torch.stack([p.max_BHN for p in partials]).amax(0)
-    factors = [torch.exp(p.max_BHN - _finite(max_BHN)) for p in partials]
+    max_BHN = torch.stack([p.max_BHN for p in partials]).detach().amax(0)
+    factors = [torch.exp(p.max_BHN - finite(max_BHN)) for p in partials]
     z_BHNV = torch.stack([f.unsqueeze(-1) * p.z_BHNV for f, p in zip(factors, partials, strict=True)]).sum(0)
     sum_BHN = torch.stack([f * p.sum_BHN for f, p in zip(factors, partials, strict=True)]).sum(0)
     return Partial(z_BHNV, max_BHN, sum_BHN)
@@ -63,7 +63,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
 
 def run(call: Call) -> Tensor:
     """Attends to each group and merges."""
-    return merge(partial(call, group) for group in call.inputs).finish().to(call.q_BHNK.dtype)
+    return merge(partial(call, group) for group in call.inputs).finish()
 
 
 def why_not(call: Call) -> str | None:
@@ -71,6 +71,6 @@ def why_not(call: Call) -> str | None:
     return None
 
 
-def _finite(max_BHN: Tensor) -> Tensor:
+def finite(max_BHN: Tensor) -> Tensor:
     """Replaces the -inf of rows with nothing to attend: -inf - -inf would be NaN."""
     return max_BHN.masked_fill(max_BHN == -math.inf, 0)
