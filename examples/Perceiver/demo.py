@@ -8,7 +8,7 @@
    train and 1,000 to test, with classical methods on the same split beside it.
 3. Draws test digits, predictions, and the attention of four latents.
 
-Hardware: 2 CPU cores. Time: under 3 minutes for the training. Expected: 97 % of the test digits, the same for the same seed
+Hardware: 2 CPU cores. Time: about 2 minutes for the training. Expected: 97 % of the test digits, the same for the same seed
 on the same machine. Nothing was tuned but on this test set, so read the number as a demonstration, not as a benchmark.
 """
 
