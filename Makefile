@@ -27,18 +27,20 @@ bench: .venv/.all
 	.venv/bin/python -m benchmarks.cross_attention $(ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info perceivers/ops/cross_attention/_separable.* .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# The stamps say which extras are installed; a changed requirement installs again.
-.venv/.demo: .venv/bin/python pyproject.toml constraints.txt
+# The stamps say which extras are installed; a changed requirement or C file installs again.
+SOURCES := pyproject.toml constraints.txt setup.py perceivers/ops/cross_attention/separable.c
+
+.venv/.demo: .venv/bin/python $(SOURCES)
 	$(PIP) -e '.[demo]'
 	touch $@
 
-.venv/.all: .venv/bin/python pyproject.toml constraints.txt
+.venv/.all: .venv/bin/python $(SOURCES)
 	$(PIP) -e '.[demo,test,dev]'
 	touch $@ .venv/.demo

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _info() -> list[str]:
     import torch
 
-    from perceivers.ops.cross_attention import IMPLEMENTATIONS
+    from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
 
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     packages = ("torch", "einops", "numpy", "safetensors", "huggingface_hub")
@@ -32,7 +32,7 @@ def _info() -> list[str]:
         f"python {platform.python_version()} on {platform.system()} {platform.machine()}",
         *(f"{package} {importlib.metadata.version(package)}" for package in packages),
         f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', {name}' for name in cuda)}",
-        f"attention implementations: {', '.join(IMPLEMENTATIONS)}",
+        f"attention implementations: {', '.join(IMPLEMENTATIONS)}; {native.description()}",
     ]
 
 

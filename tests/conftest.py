@@ -1,7 +1,7 @@
 """What all tests share: what may be skipped, and the count of tests for each implementation and each peer.
 
 `PERCEIVERS_REQUIRE` is a comma-separated list of what must be there: where it names "peers", a test whose peer is not
-installed fails instead of being skipped.
+installed fails instead of being skipped; where it names "native", the C kernel must have been built.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 import torch
 
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
 
 REQUIRABLE = {"native", "peers"}
 REQUIRED = {name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name}
@@ -42,7 +42,7 @@ def peer(request):
 def pytest_runtest_logreport(report):
     if report.when == "call":
         for key, value in report.user_properties:
-            if key in ("implementation", "peer"):
+            if key in ("implementation", "kernel", "peer"):
                 _counts[f"{key} {value}: {report.outcome}"] += 1
 
 
@@ -54,11 +54,13 @@ def pytest_runtest_setup(item):
     if callspec := getattr(item, "callspec", None):
         if (name := callspec.params.get("implementation")) in IMPLEMENTATIONS:
             item.user_properties.append(("implementation", name))
+        if name := callspec.params.get("instruction_set"):
+            item.user_properties.append(("kernel", name))
 
 
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("tests for each implementation and each peer")
-    for kind, names in (("implementation", IMPLEMENTATIONS), ("peer", PEERS)):
+    for kind, names in (("implementation", IMPLEMENTATIONS), ("kernel", native.INSTRUCTION_SETS), ("peer", PEERS)):
         for name in names:
             outcomes = {o: _counts[f"{kind} {name}: {o}"] for o in ("passed", "failed", "skipped")}
             terminalreporter.write_line(f"{kind} {name}: " + ", ".join(f"{n} {o}" for o, n in outcomes.items()))

@@ -11,7 +11,7 @@ from torch.export import Dim
 
 from accuracy import assert_varies, draw_parameters
 from perceivers import Perceiver
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
+from perceivers.ops.cross_attention import CHOICES
 
 SMALL = {
     "data_shape": [3, 12, 10],
@@ -24,7 +24,7 @@ SMALL = {
     "num_classes": 5,
 }
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", CHOICES)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         temporary = Path(folder)
         source = temporary / "source"
         # A copy, so that neither stale build folders get into the wheel nor new ones into the checkout.
-        hidden = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+        hidden = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
         shutil.copytree(ROOT, source, ignore=hidden)
         run(sys.executable, "-m", "build", "--wheel", "--outdir", temporary / "dist", source)
         (wheel,) = (temporary / "dist").glob("*.whl")

@@ -8,20 +8,27 @@ Letters: N queries, C channels of an encoded input, U of content, K width of que
 """
 
 import torch
+from torch import Tensor
 
-from perceivers.ops.cross_attention import absorbed, separable
+from perceivers.ops.cross_attention import absorbed, native, separable
 from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.tokens import Tokens
 
 EXPONENTIAL = 60  # of a fused kernel
-PASSES = 200  # of `separable` over a tile in cache
-DISPATCH = 12e6  # of `separable`, a sample: a dozen calls of the framework
+# Of `separable`, in plain PyTorch and with its C kernel: passes over a tile in cache, and what a sample costs once.
+PASSES, SAMPLE = 200, 12e6
+KERNEL_PASSES, KERNEL_SAMPLE = 40, 2e6
 
 
 def choose(call: Call) -> str:
     """Returns the cheapest implementation that can do a call."""
     if call.q_BHNK.device.type != "cpu" or call.w_k.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
         return "dense"
-    return min(costs(call).items(), key=lambda item: item[1])[0]
+    cheapest, lowest = "dense", float("inf")
+    for name, cost in costs(call).items():  # written out: the compiler does not trace min with a key
+        if cost < lowest:
+            cheapest, lowest = name, cost
+    return cheapest
 
 
 def costs(call: Call) -> dict[str, float]:
@@ -32,10 +39,14 @@ def costs(call: Call) -> dict[str, float]:
     if absorbed.why_not(call) is None:
         result["absorbed"] = 4 * channels + EXPONENTIAL
     if separable.why_not(call) is None:
-        content = max(group.content.shape[1] for group in call.inputs)
-        result["separable"] = 4 * content + PASSES
+        result["separable"] = 4 * max(group.content.shape[1] for group in call.inputs) + PASSES
         # A graph may be for any number of inputs, and choosing by it would tie the graph to that number.
         if not torch.compiler.is_compiling():
-            pairs = call.heads * queries * sum(group.num_inputs for group in call.inputs)
-            result["separable"] += DISPATCH * len(call.inputs) / max(1, pairs)
+            kernel = all(native.why_not(group.content, call.w_k.dtype, _index(group)) is None for group in call.inputs)
+            pairs = max(1, call.heads * queries * sum(group.num_inputs for group in call.inputs))
+            result["separable"] += KERNEL_PASSES - PASSES + KERNEL_SAMPLE / pairs if kernel else SAMPLE / pairs
     return result
+
+
+def _index(group: Tokens) -> Tensor | None:
+    return None if group.positions is None else group.positions.index

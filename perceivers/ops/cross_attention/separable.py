@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from perceivers.ops.cross_attention import native
 from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.reference import Partial, finite, merge
 from perceivers.ops.tokens import Positions, Tokens
@@ -71,7 +72,9 @@ def _partial(q_BQC: Tensor, group: Tokens, eps: float | None) -> Partial:
     t_BQL = torch.cat([q_BQc @ table.mT for q_BQc, table in zip(blocks[1:], tables, strict=True)], dim=-1)
     rho = _inverse_deviations(content, tables, group.positions, eps)
     lengths = [table.shape[0] for table in tables]
-    u_BQU, r_BQL, lse_BQ = separable_attention(blocks[0], t_BQL, content, rho, mask, group.positions.index, lengths)
+    # The kernel has no gradient of inputs, and forward and backward go one way, or high scores would be rounded differently.
+    kernel = not (content.requires_grad or rho.requires_grad)
+    u_BQU, r_BQL, lse_BQ = separable_attention(blocks[0], t_BQL, content, rho, mask, group.positions.index, lengths, kernel)
     marginals = r_BQL.split(lengths, dim=-1)
     z_BQC = torch.cat([u_BQU, *(r @ table for r, table in zip(marginals, tables, strict=True))], dim=-1)
     return Partial(z_BQC, lse_BQ, (lse_BQ != -math.inf).to(z_BQC.dtype))
@@ -146,6 +149,7 @@ def separable_attention(
     mask: Tensor | None,
     index: Tensor | None,
     lengths: Sequence[int],
+    kernel: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax over scores rho_m (q_u . u_m + sum_a T_a[i_a(m)]), and its sums.
 
@@ -157,11 +161,14 @@ def separable_attention(
         mask: Like `rho`, True where an input may be attended; `None` for everywhere.
         index: `[B, M, A]`, rows of the tables; `None` for the full grid.
         lengths: n_1, ..., n_A.
+        kernel: Whether the C kernel may be used, where it can be.
 
     Returns:
         sum_m A_m rho_m u_m, `[B, Q, U]`; R_1, ..., R_A, `[B, Q, L]`; log-sum-exp of the scores, `[B, Q]`, -inf where nothing
         may be attended, whose sums are zero.
     """
+    if kernel and native.why_not(content, q_BQU.dtype, index) is None:
+        return native.forward(q_BQU, t_BQL, content, rho, mask, lengths)
     u_BQU, r_BQL, lse_BQ = torch.empty_like(q_BQU), torch.empty_like(t_BQL), q_BQU.new_empty(q_BQU.shape[:2])
     for b, grid, rho_M, masked_M in _samples(content, rho, mask, index, lengths):
         for tile in _tiles(q_BQU.shape[1], len(rho_M)):
@@ -181,7 +188,7 @@ def separable_attention(
 
 
 @separable_attention.register_fake
-def _(q_BQU, t_BQL, content, rho, mask, index, lengths):  # noqa: ANN
+def _(q_BQU, t_BQL, content, rho, mask, index, lengths, kernel):
     return torch.empty_like(q_BQU), torch.empty_like(t_BQL), q_BQU.new_empty(q_BQU.shape[:2])
 
 
@@ -194,6 +201,7 @@ def separable_attention_backward(
     mask: Tensor | None,
     index: Tensor | None,
     lengths: Sequence[int],
+    kernel: bool,
     lse_BQ: Tensor,
     offset_BQ: Tensor,
     grad_u_BQU: Tensor,
@@ -208,6 +216,9 @@ def separable_attention_backward(
         dq_u = sum_m dS_m rho_m u_m     dT_a = marginals of dS rho     du_m = rho_m sum_q (dS q_u + A dU)
         drho_m = sum_q (dS S + A dA) / rho_m
     """
+    if kernel and native.why_not(content, q_BQU.dtype, index) is None:
+        arguments = (q_BQU, t_BQL, content, rho, mask, lengths, lse_BQ, offset_BQ, grad_u_BQU, grad_r_BQL)
+        return *native.backward(*arguments), content.new_empty(0), rho.new_empty(0)
     grad_q_BQU, grad_t_BQL = torch.empty_like(q_BQU), torch.empty_like(t_BQL)
     grad_content = content.new_zeros(content.shape if inputs_too else 0)
     grad_rho = rho.new_zeros(rho.shape if inputs_too else 0)
@@ -234,13 +245,13 @@ def separable_attention_backward(
 
 
 @separable_attention_backward.register_fake
-def _(q_BQU, t_BQL, content, rho, mask, index, lengths, lse_BQ, offset_BQ, grad_u_BQU, grad_r_BQL, inputs_too):  # noqa: ANN
+def _(q_BQU, t_BQL, content, rho, mask, index, lengths, kernel, lse_BQ, offset_BQ, grad_u_BQU, grad_r_BQL, inputs_too):
     shapes = (content.shape, rho.shape) if inputs_too else ((0,), (0,))
     return torch.empty_like(q_BQU), torch.empty_like(t_BQL), content.new_empty(shapes[0]), rho.new_empty(shapes[1])
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.lengths = inputs
+    *tensors, ctx.lengths, ctx.kernel = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
@@ -249,12 +260,12 @@ def _backward(ctx, grad_u_BQU, grad_r_BQL, grad_lse_BQ):
     offset_BQ = grad_lse_BQ - (grad_u_BQU * u_BQU).sum(-1) - (grad_r_BQL * r_BQL).sum(-1)
     inputs_too = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
     gradients = separable_attention_backward(
-        *tensors, ctx.lengths, lse_BQ, offset_BQ, grad_u_BQU.contiguous(), grad_r_BQL.contiguous(), inputs_too
+        *tensors, ctx.lengths, ctx.kernel, lse_BQ, offset_BQ, grad_u_BQU.contiguous(), grad_r_BQL.contiguous(), inputs_too
     )
     grad_q_BQU, grad_t_BQL, grad_content, grad_rho = gradients
     if not inputs_too:
         grad_content = grad_rho = None
-    return grad_q_BQU, grad_t_BQL, grad_content, grad_rho, None, None, None
+    return grad_q_BQU, grad_t_BQL, grad_content, grad_rho, None, None, None, None
 
 
 separable_attention.register_autograd(_backward, setup_context=_setup)

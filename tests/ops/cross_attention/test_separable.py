@@ -26,9 +26,9 @@ def operands(lengths=(3, 4), index=False, masked=True):
 def test_operator(index, masked):
     """Schema, fake tensors, autograd registration, and gradients of all three results."""
     arguments = operands(index=index, masked=masked)
-    torch.library.opcheck(separable_attention, arguments)
+    torch.library.opcheck(separable_attention, (*arguments, False))
     *tensors, mask, indices, lengths = arguments
-    assert torch.autograd.gradcheck(lambda *x: separable_attention(*x, mask, indices, lengths), tensors)
+    assert torch.autograd.gradcheck(lambda *x: separable_attention(*x, mask, indices, lengths, False), tensors)
 
 
 def test_tiles_change_nothing(monkeypatch):
@@ -94,10 +94,11 @@ def test_one_axis_says_why():
         case.call(case.leaves, "separable")
 
 
-def test_fully_masked_gives_minus_infinity():
+@pytest.mark.parametrize("kernel", [False, True])
+def test_fully_masked_gives_minus_infinity(kernel):
     q, t, content, rho, mask, index, lengths = operands()
     mask[0] = False
-    u, r, lse = separable_attention(q, t, content, rho, mask, index, lengths)
+    u, r, lse = separable_attention(q, t, content, rho, mask, index, lengths, kernel)
     assert (lse[0] == -math.inf).all()
     assert (u[0] == 0).all()
     assert (r[0] == 0).all()

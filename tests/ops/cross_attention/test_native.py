@@ -1,0 +1,185 @@
+"""The C kernel of `separable`, on every instruction set this machine has; it must be there where PERCEIVERS_REQUIRE says so.
+
+The common tests ask for gradients of content and tables, which go through PyTorch; here only parameters have gradients.
+"""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from accuracy import Case, assert_accurate
+from perceivers.ops.cross_attention import native, separable
+from perceivers.ops.cross_attention.separable import separable_attention
+
+REQUIRED = "native" in os.environ.get("PERCEIVERS_REQUIRE", "")
+FOUND = native.instruction_set()
+SETS = native.INSTRUCTION_SETS[: 1 + native.INSTRUCTION_SETS.index(FOUND)] if FOUND else ()
+
+CASES = {
+    "grid_7x9": {},
+    "video_3x5x7_heads_3": {"grids": ((3, 5, 7),), "heads": 3},
+    "volume_2x3x2x5": {"grids": ((2, 3, 2, 5),)},
+    "two_groups": {"grids": ((7, 9), (3, 4))},
+    "masked": {"masked": 0.4},
+    "nothing_to_attend": {"masked": 0.4, "nothing": True},
+    "one_query": {"queries": 1},
+    "one_row": {"grids": ((1, 65),)},
+    "columns_of_one": {"grids": ((65, 1),)},
+    "content_1": {"content": 1},
+    "content_5": {"content": 5, "grids": ((6, 33),)},
+    "sharp_scores": {"score": 6.0},
+    "very_sharp_scores": {"score": 100.0},
+    "many_rows": {"grids": ((300, 17),), "queries": 9},
+    "no_norm_no_bias": {"norm": False, "bias": False},
+}
+
+
+def test_kernel_is_there():
+    if FOUND is None:
+        assert not REQUIRED, native.description()
+        pytest.skip(native.description())
+    assert native.description() == f"separable uses its C kernel, {FOUND}"
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request, monkeypatch):
+    monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", request.param)
+    assert native.instruction_set() == request.param
+    calls = []
+    original = native._run
+    monkeypatch.setattr(native, "_run", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    yield request.param
+    assert calls, "the kernel was not called"
+
+
+class ParametersOnly(Case):
+    """A case whose content and tables are given: only queries, norm and projections have gradients."""
+
+    def evaluate(self, implementation, dtype):
+        floats = torch.float64 if dtype == torch.float64 else torch.float32
+        leaves = {name: leaf.to(floats if name.startswith("table") else dtype) for name, leaf in self.leaves.items()}
+        wanted = {name: leaf.requires_grad_() for name, leaf in leaves.items() if name[:5] not in ("conte", "table")}
+        out = self.call(leaves, implementation)
+        grads = torch.autograd.grad(out, list(wanted.values()), self.cotangent.to(out.dtype))
+        return {"out": out.detach(), **dict(zip(wanted, grads, strict=True))}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_accuracy(instruction_set, case):
+    assert_accurate(ParametersOnly(**case), "separable", torch.float32)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_float64_equals_reference(instruction_set, case):
+    case = ParametersOnly(**case)
+    ours, truth = case.evaluate("separable", torch.float64), case.evaluate("reference", torch.float64)
+    for name, true in truth.items():
+        torch.testing.assert_close(ours[name], true, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def operands(dtype=torch.float32, queries=37, grid=(21, 35), samples=3):
+    draw = lambda *shape: torch.randn(*shape, dtype=dtype)  # noqa: E731
+    mask = torch.rand(samples, *grid) > 0.2
+    rho = torch.rand(samples, *grid, dtype=dtype) + 0.5
+    return (
+        draw(samples, queries, 3),
+        draw(samples, queries, sum(grid)),
+        draw(samples, 3, *grid),
+        rho,
+        mask,
+        None,
+        list(grid),
+        True,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_same_bits_for_any_threads_and_batch(instruction_set, dtype):
+    arguments = operands(dtype)
+    whole = separable_attention(*arguments)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, 200):
+            torch.set_num_threads(count)
+            assert all(torch.equal(a, b) for a, b in zip(separable_attention(*arguments), whole, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+    for b in range(3):
+        one = [x[b : b + 1] if isinstance(x, torch.Tensor) else x for x in arguments]
+        assert all(torch.equal(a[0], w[b]) for a, w in zip(separable_attention(*one), whole, strict=True))
+
+
+def test_strided_and_overlapping_content(instruction_set):
+    q, t, content, *rest = operands()
+    wanted = separable_attention(q, t, content, *rest)
+    channels_last = content.to(memory_format=torch.channels_last)
+    flipped = content.transpose(2, 3).contiguous().transpose(2, 3)
+    for view in (channels_last, flipped):
+        assert not view.is_contiguous()
+        assert all(torch.equal(a, b) for a, b in zip(separable_attention(q, t, view, *rest), wanted, strict=True))
+    same = content[:1, :1].expand(3, 3, -1, -1)
+    wanted = separable_attention(q, t, same.contiguous(), *rest)
+    assert all(torch.equal(a, b) for a, b in zip(separable_attention(q, t, same, *rest), wanted, strict=True))
+
+
+def test_infinite_and_nan_content_shows(instruction_set):
+    """Without a mask nothing is hidden: a NaN in the content is a NaN in the result."""
+    q, t, content, rho, _, *rest = operands()
+    content[0, 0, 3, 4] = torch.nan
+    u, r, lse = separable_attention(q, t, content, rho, None, *rest)
+    assert u[0].isnan().any()
+    assert lse[0].isnan().all()
+    assert u[1:].isfinite().all()
+    assert r[1:].isfinite().all()
+
+
+def test_calls_from_several_threads_and_after_fork(instruction_set):
+    arguments = operands()
+    wanted = separable_attention(*arguments)
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: separable_attention(*arguments), range(20)):
+            assert all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True))
+    if hasattr(os, "fork") and threading.active_count() == 1:
+        child = os.fork()
+        if child == 0:
+            same = all(torch.equal(a, b) for a, b in zip(native.forward(*arguments[:5], arguments[6]), wanted, strict=True))
+            os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_sums_over_many_inputs_keep_their_accuracy(instruction_set):
+    """3840 x 2160 inputs, all alike, so that roundings add up: one float32 accumulator would be off by 1e-3."""
+    grid, queries = (2160, 3840), 2
+    content = torch.full((1, 1, *grid), 0.1)
+    rho, t = torch.ones(1, *grid), torch.zeros(1, queries, sum(grid))
+    u, r, lse = separable_attention(torch.zeros(1, queries, 1), t, content, rho, None, None, list(grid), True)
+    torch.testing.assert_close(u, torch.full_like(u, 0.1), rtol=4e-6, atol=0)
+    torch.testing.assert_close(lse.exp(), torch.full_like(lse, 2160 * 3840), rtol=1e-5, atol=0)
+    torch.testing.assert_close(r[..., :2160], torch.full((1, queries, 2160), 1 / 2160), rtol=4e-6, atol=0)
+    torch.testing.assert_close(r[..., 2160:], torch.full((1, queries, 3840), 1 / 3840), rtol=4e-6, atol=0)
+
+
+def test_environment_variable(monkeypatch):
+    if FOUND is None:
+        pytest.skip(native.description())
+    monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "none")
+    assert native.instruction_set() is None
+    assert "PERCEIVERS_INSTRUCTION_SET=none" in native.description()
+    monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "sse9")
+    with pytest.raises(ValueError, match="PERCEIVERS_INSTRUCTION_SET='sse9' must be none or one of baseline"):
+        native.instruction_set()
+
+
+def test_without_the_kernel(monkeypatch):
+    """The PyTorch path gives the same and says why it is used."""
+    monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "none")
+    assert_accurate(ParametersOnly(grids=((9, 17),)), "separable", torch.float32)
+    content = torch.zeros(1, 17, 2, 2)
+    assert "PERCEIVERS_INSTRUCTION_SET=none" in native.why_not(content[:, :3], torch.float32, None)
+    assert "at most 16 channels" in native.why_not(content, torch.float32, None)
+    assert "float32 and float64" in native.why_not(content, torch.bfloat16, None)
+    assert "not index lists" in native.why_not(content, torch.float32, content)
+    assert separable.native is native
