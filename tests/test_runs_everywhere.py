@@ -170,8 +170,9 @@ def test_batch_of_two_is_two_batches():
     torch.testing.assert_close(torch.cat([model(x[:1], mask[:1]), model(x[1:], mask[1:])]), out)
 
 
-def test_empty_batch():
-    model = build()
+@implementations
+def test_empty_batch(implementation):
+    model = build(attention_implementation=implementation)
     assert model(torch.randn(0, 3, 12, 10)).shape == (0, 5)
 
 

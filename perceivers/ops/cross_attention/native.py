@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from math import prod
 from pathlib import Path
 
 import torch
@@ -129,7 +130,7 @@ def _run(
         content_channels=content.shape[1],
         axes=len(lengths),
         total_length=t_BQL.shape[2],
-        inputs=content[0, 0].numel(),
+        inputs=prod(content.shape[2:]),
         lengths=tuple(lengths),
         content_strides=content.stride(),
         content=content.data_ptr(),

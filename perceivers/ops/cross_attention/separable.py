@@ -103,7 +103,7 @@ def _inverse_deviations(content: Tensor, tables: Sequence[Tensor], positions: Po
 
 
 class _Grid:
-    """The inputs of one sample, flat: how numbers an axis reach them (`add`) and come back as marginals (`marginals`)."""
+    """The inputs of one sample, flat: how numbers of table rows reach them (`scores`) and come back (`marginals`)."""
 
     def __init__(self, content: Tensor, index: Tensor | None, lengths: Sequence[int]) -> None:
         self.lengths, self.index = lengths, index
