@@ -4,12 +4,7 @@
     k_m = W_k norm(x_m) + b_k        S_m = scale q . k_m        A = softmax(S)
     v_m = W_v norm(x_m) + b_v        out = sum_m A_m v_m
 
-| implementation | makes | a pair of query and input costs, a head |
-| --- | --- | --- |
-| `reference` | everything, all scores too | the definition |
-| `dense` | encoded array, keys, values | 2 (K + V) FLOPs |
-| `absorbed` | encoded array | 4 C FLOPs |
-| `separable` | nothing that has both inputs and channels | 4 U + 2 A + 6 FLOPs, U channels of content, A axes |
+README.md beside this file compares the implementations: what each makes, costs, and when it wins.
 
 The boundary lies before the norm and before the projections, and takes a sequence of token groups that share one softmax:
 only so can an implementation avoid keys, values and the encoded array. Every implementation takes the same arguments and

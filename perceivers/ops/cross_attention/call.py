@@ -75,7 +75,7 @@ class Call:
         return q_BHNC if self.norm is None else q_BHNC * self.norm.weight
 
     def unfolded_values(self, z_BHNC: Tensor, s_BHN1: Tensor | float) -> Tensor:
-        """Out = W_v (gamma * z + beta s) + b_v s, `[B, H, N, V]`, for z = sum_m A_m x^_m and s = sum_m A_m.
+        """The result W_v (gamma * z + beta s) + b_v s, `[B, H, N, V]`, for z = sum_m A_m x^_m and s = sum_m A_m.
 
         The bias of the keys has no effect; it stays part of the graph, with a gradient of zero, as in the definition.
         """

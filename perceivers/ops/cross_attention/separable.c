@@ -332,7 +332,7 @@ INLINE void NAME(forward_block)(const Call *call, State *s, int64_t sample, int6
     for (int i = 0; i < BLOCK; i++) {
         REAL max = (REAL)-INFINITY, old = s->max[i0 + i];
         for (int lane = 0; lane < LANES; lane++) max = most[i][lane] > max ? most[i][lane] : max;
-        if (!(max > old + MARGIN) && !(old == (REAL)-INFINITY && max > old)) continue;
+        if (!(max > old + MARGIN)) continue; /* from -inf every score rises */
         const double factor = old == (REAL)-INFINITY ? 0 : exp((double)old - (double)max);
         s->max[i0 + i] = max;
         s->total[i0 + i] *= factor;
