@@ -81,8 +81,7 @@ class Case:
 
     def call(self, leaves: dict[str, Tensor], implementation: str, **kwargs) -> Tensor:
         """Runs the operation."""
-        arguments = vars(self.make(leaves, **kwargs))
-        return cross_attention(**arguments, implementation=implementation)
+        return cross_attention(**vars(self.make(leaves, **kwargs)), implementation=implementation)
 
     def refused(self, implementation: str, **kwargs) -> bool:
         """Whether an implementation cannot do this call; it must then say so when it is named."""

@@ -3,20 +3,26 @@
 The encoded array of a Perceiver, content beside position features, is the largest thing that other implementations hold:
 50,176 x 261 numbers a picture. Its parts are small: the content is the user's own array, and on a grid the position
 features of input m are rows of one short table an axis. A `Tokens` keeps the parts; only implementations that need the
-whole array ask for it (`encoded`).
+whole array ask for it (`encoded`). In general
+
+    x_m = E u_m + P_1[i_1(m)] + ... + P_A[i_A(m)] + constant
+
+where each term fills a block of the C channels: side by side where positions are concatenated, over one another where they
+are added. E is the identity where the content is taken as it is.
 
 Letters:
-    B  batch                                C    channels of an encoded input, U + C_1 + ... + C_A
+    B  batch                                C    channels of an encoded input
     M  inputs, n_1 * ... * n_A on a grid    U    channels of the content
     A  axes of the positions                C_a  channels of the table of axis a, which has n_a rows
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: tensors have no one truth value
@@ -24,13 +30,17 @@ class Positions:
     """Position features as one table an axis.
 
     Attributes:
-        tables: For each axis a, the features of its n_a coordinates, `[n_a, C_a]`.
+        tables: For each axis a, the features of its n_a coordinates, `[n_a, C_a]`, or `[B, n_a, C_a]` where samples differ,
+            such as crops that keep their coordinates.
         index: `None` where the inputs are the full grid, in row-major order; else the rows of the tables that belong to
             each input, `[B, M, A]`, an integer tensor.
+        starts: For each table, the first of the channels that it is added to; `None` for one behind another, behind the
+            content, that is, concatenation.
     """
 
     tables: Sequence[Tensor]
     index: Tensor | None = None
+    starts: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +51,16 @@ class Tokens:
         content: `[B, U, *axes]`, channel-major, any strides: usually a view of what the user passed.
         positions: Their position features; `None` for content that carries its own.
         mask: `[B, *axes]`, bool, True where an input may be attended; `None` for everywhere.
+        embedding: E, a linear map of the content to the first channels, `[C_e, U]`; `None` for the content itself.
+        constant: Added to every encoded input, `[C]`: the bias of a linear map, a modality's code, or both. It may be
+            wider than content and positions reach.
     """
 
     content: Tensor
     positions: Positions | None = None
     mask: Tensor | None = None
+    embedding: Tensor | None = None
+    constant: Tensor | None = None
 
     @classmethod
     def of(cls, inputs_BMC: Tensor, mask_BM: Tensor | None = None) -> "Tokens":
@@ -58,32 +73,75 @@ class Tokens:
         return prod(self.content.shape[2:])
 
     @property
+    def tables(self) -> Sequence[Tensor]:
+        """The tables of the positions; none where there are no positions."""
+        return () if self.positions is None else self.positions.tables
+
+    @property
+    def index(self) -> Tensor | None:
+        """The index list of the positions; `None` for a full grid."""
+        return None if self.positions is None else self.positions.index
+
+    @property
+    def content_width(self) -> int:
+        """Channels of the embedded content."""
+        return self.content.shape[1] if self.embedding is None else self.embedding.shape[0]
+
+    @property
+    def starts(self) -> list[int]:
+        """The first channel of each table."""
+        if self.positions is not None and self.positions.starts is not None:
+            return list(self.positions.starts)
+        starts, width = [], self.content_width
+        for table in self.tables:
+            starts.append(width)
+            width += table.shape[-1]
+        return starts
+
+    @property
     def num_channels(self) -> int:
         """C."""
-        tables = () if self.positions is None else self.positions.tables
-        return self.content.shape[1] + sum(table.shape[-1] for table in tables)
+        ends = [start + table.shape[-1] for start, table in zip(self.starts, self.tables, strict=True)]
+        return max(self.content_width, *ends, 0 if self.constant is None else len(self.constant))
+
+    @property
+    def is_concatenation(self) -> bool:
+        """Whether content and tables stand side by side, with nothing added."""
+        plain = self.positions is None or self.positions.starts is None
+        return plain and self.embedding is None and self.constant is None
+
+    def visible_content(self) -> Tensor:
+        """The content, zero under a False mask, so that nothing non-finite there reaches a result or a gradient."""
+        return self.content if self.mask is None else self.content.masked_fill(~self.mask.unsqueeze(1), 0)
+
+    def spread(self, a: int, rows: Tensor) -> Tensor:
+        """Takes what rows of table a have, `[n_a, ...]` or `[B, n_a, ...]`, to the inputs: `[B or 1, *axes or 1, ...]`."""
+        batch = rows.shape[: self.tables[a].ndim - 2]
+        if self.index is not None:
+            i_BM = self.index[..., a]
+            return rows[i_BM] if not batch else rows[torch.arange(len(rows), device=rows.device).unsqueeze(1), i_BM]
+        lengths = [rows.shape[len(batch)] if axis == a else 1 for axis in range(len(self.tables))]
+        return rows.reshape(*(batch or (1,)), *lengths, *rows.shape[len(batch) + 1 :])
 
     def encoded(self) -> Tensor:
-        """Makes the array `[B, M, C]`: content, then the features of each axis in order.
+        """Makes the array `[B, M, C]`.
 
-        Content under a False mask becomes zero, so that nothing non-finite there reaches a result or a gradient.
         Half-precision content takes the dtype of the tables.
         """
-        content = self.content
-        if self.mask is not None:
-            content = content.masked_fill(~self.mask.unsqueeze(1), 0)
-        content = content.movedim(1, -1)  # [B, *axes, U]
-        if self.positions is None:
+        content = self.visible_content().movedim(1, -1)  # [B, *axes, U]
+        if self.embedding is not None:
+            content = F.linear(content.to(self.embedding.dtype), self.embedding)
+        if self.positions is None and self.constant is None:
             return content.flatten(1, -2)
-        features = [content]
-        for a, table in enumerate(self.positions.tables):
-            if self.positions.index is not None:
-                features.append(table[self.positions.index[..., a]])
-                continue
-            shape = [1] * content.ndim
-            shape[1 + a], shape[-1] = table.shape
-            features.append(table.view(shape).expand(*content.shape[:-1], -1))
-        return torch.cat(features, dim=-1).flatten(1, -2)
+        features = [self.spread(a, table).expand(*content.shape[:-1], -1) for a, table in enumerate(self.tables)]
+        if self.positions is None or self.positions.starts is None:
+            x = torch.cat([content, *features], dim=-1)
+        else:
+            blocks, channels = zip([0, *self.starts], [content, *features], strict=True), self.num_channels
+            x = sum(F.pad(block, (start, channels - start - block.shape[-1])) for start, block in blocks)
+        if self.constant is not None:
+            x = F.pad(x, (0, len(self.constant) - x.shape[-1])) + self.constant
+        return x.flatten(1, -2)
 
     def flat_mask(self) -> Tensor:
         """The mask as `[B, M]`, all True where there is none."""
@@ -99,11 +157,12 @@ class Tokens:
             rows = slice(start, start + step)
             positions = self.positions
             if positions is not None and positions.index is not None:
-                positions = Positions(positions.tables, positions.index[:, rows])
+                positions = replace(positions, index=positions.index[:, rows])
             elif positions is not None:
                 first, *others = positions.tables
-                positions = Positions([first[rows], *others])
-            yield Tokens(self.content[:, :, rows], positions, None if self.mask is None else self.mask[:, rows])
+                positions = replace(positions, tables=[first[..., rows, :], *others])
+            mask = None if self.mask is None else self.mask[:, rows]
+            yield replace(self, content=self.content[:, :, rows], positions=positions, mask=mask)
 
 
 def check_array(name: str, array: Tensor, ndim: int, shape: str) -> None:

@@ -13,7 +13,8 @@ gives the same result up to rounding; none has parameters of its own, so the cho
 Letters: B batch, H heads, N queries, M inputs, C channels of an encoded input, K width of queries and keys, V of values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -21,15 +22,16 @@ from perceivers._checks import one_of
 from perceivers.ops.cross_attention import absorbed, dense, reference, separable
 from perceivers.ops.cross_attention.call import Call, Implementation, Norm
 from perceivers.ops.cross_attention.cost import choose
+from perceivers.ops.cross_attention.partial import Partial, merge
 from perceivers.ops.tokens import Tokens
 
-__all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "cross_attention"]
+__all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "Partial", "cross_attention", "merge", "partial"]
 
 IMPLEMENTATIONS = {
-    "reference": Implementation(reference.run, reference.why_not),
+    "reference": Implementation(reference.run, reference.why_not, reference.partial),
     "dense": Implementation(dense.run, dense.why_not),
     "absorbed": Implementation(absorbed.run, absorbed.why_not),
-    "separable": Implementation(separable.run, separable.why_not),
+    "separable": Implementation(separable.run, separable.why_not, separable.partial),
 }
 CHOICES = ("auto", *IMPLEMENTATIONS)
 
@@ -46,13 +48,14 @@ def cross_attention(
     scale: float,
     dropout_p: float = 0.0,
     implementation: str = "auto",
+    cache: dict[Hashable, Any] | None = None,
 ) -> Tensor:
     """Attends from queries to encoded inputs.
 
     Args:
         q_BHNK: Queries, already projected.
         inputs: Token groups that share one softmax, each with C channels when encoded.
-        norm: Layer normalisation of the encoded inputs, or `None`.
+        norm: Normalisation of the encoded inputs, or `None`.
         w_k: Projection to keys, `[H * K, C]`.
         b_k: Its bias, `[H * K]`, or `None`.
         w_v: Projection to values, `[H * V, C]`.
@@ -60,6 +63,8 @@ def cross_attention(
         scale: Factor of the scores, usually K ** -0.5.
         dropout_p: Probability of dropping an attention weight.
         implementation: A name of `IMPLEMENTATIONS`, which runs or raises, or "auto", which chooses.
+        cache: A dict shared by calls with the same inputs, norm and projections, such as layers that share weights: what
+            does not depend on the queries is kept there and made once.
 
     Returns:
         `[B, H, N, V]`. A sample with nothing to attend to gets zeros.
@@ -67,9 +72,55 @@ def cross_attention(
     Raises:
         ValueError: If the named implementation is unknown or cannot do this call; the message says why.
     """
-    one_of("implementation", implementation, CHOICES)
-    call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p)
-    chosen = IMPLEMENTATIONS[choose(call) if implementation == "auto" else implementation]
+    call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p, {} if cache is None else cache)
+    return _implementation(call, implementation).run(call).to(q_BHNK.dtype)
+
+
+def partial(
+    q_BHNK: Tensor,
+    inputs: Sequence[Tokens],
+    norm: Norm | None,
+    w_k: Tensor,
+    b_k: Tensor | None,
+    w_v: Tensor,
+    b_v: Tensor | None,
+    *,
+    scale: float,
+    implementation: str = "separable",
+) -> Partial:
+    """Attends to some of the inputs, to be merged with the rest of them.
+
+    ```python
+    pieces = [partial(q, [piece], norm, w_k, b_k, w_v, b_v, scale=scale) for piece in tokens.pieces(1_000_000)]
+    out = merge(pieces).finish()  # what cross_attention gives for all of them
+    ```
+
+    Args:
+        q_BHNK: As in `cross_attention`, and so are the others.
+        inputs: The token groups of this piece.
+        norm: See `cross_attention`.
+        w_k: See `cross_attention`.
+        b_k: See `cross_attention`.
+        w_v: See `cross_attention`.
+        b_v: See `cross_attention`.
+        scale: See `cross_attention`.
+        implementation: "separable" or "reference"; the others know no sum of exponentials.
+
+    Returns:
+        A `Partial`: float32, or float64 where the queries are.
+
+    Raises:
+        ValueError: If the implementation is unknown or cannot do this.
+    """
+    call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale)
+    run = _implementation(call, implementation, [name for name, i in IMPLEMENTATIONS.items() if i.partial]).partial
+    assert run is not None
+    return run(call)
+
+
+def _implementation(call: Call, name: str, choices: Sequence[str] = CHOICES) -> Implementation:
+    one_of("implementation", name, choices)
+    chosen = IMPLEMENTATIONS[choose(call) if name == "auto" else name]
     if reason := chosen.why_not(call):
-        raise ValueError(f"implementation={implementation!r} cannot do this: {reason}; use 'auto'")
-    return chosen.run(call).to(q_BHNK.dtype)
+        raise ValueError(f"implementation={name!r} cannot do this: {reason}; use 'auto'")
+    return chosen

@@ -1,32 +1,51 @@
 """What one call of the cross-attention is made of, and what an implementation of it is.
 
-The implementations are evaluations of a few methods of a call: the encoded array, keys and values, queries folded with the
-key projection, and results unfolded with the value projection.
+The implementations are evaluations of a few methods of a call: the encoded array, its keys and values, or projections that
+have the norm folded in, for those that never make keys and values.
 
 Letters: B batch, H heads, N queries, M inputs, C channels of an encoded input, K width of queries and keys, V of values.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.ops.cross_attention.partial import Partial
 from perceivers.ops.tokens import Tokens
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: tensors have no one truth value
 class Norm:
-    """Layer normalisation over the C channels of an encoded input: weight (gamma) and bias (beta) `[C]`, eps."""
+    """Normalisation over the C channels of an encoded input.
+
+    Attributes:
+        weight: gamma, `[C]`.
+        bias: beta, `[C]`, or `None`.
+        eps: Added to the variance.
+        centred: True for layer normalisation; False for RMS normalisation, which subtracts no mean.
+    """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None = None
     eps: float = 1e-5
+    centred: bool = True
+
+    def plain(self, x_BMC: Tensor) -> Tensor:
+        """x^: normalised, before weight and bias."""
+        normalise = F.layer_norm if self.centred else F.rms_norm
+        return normalise(x_BMC, x_BMC.shape[-1:], eps=self.eps)
 
     def __call__(self, x_BMC: Tensor) -> Tensor:
         """Normalises in the dtype of `x_BMC`, which may be wider than the parameters'."""
-        return F.layer_norm(x_BMC, x_BMC.shape[-1:], self.weight.to(x_BMC.dtype), self.bias.to(x_BMC.dtype), self.eps)
+        weight, bias = (None if p is None else p.to(x_BMC.dtype) for p in (self.weight, self.bias))
+        if self.centred:
+            return F.layer_norm(x_BMC, x_BMC.shape[-1:], weight, bias, self.eps)
+        x_BMC = F.rms_norm(x_BMC, x_BMC.shape[-1:], weight, self.eps)
+        return x_BMC if bias is None else x_BMC + bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +61,18 @@ class Call:
     b_v: Tensor | None
     scale: float
     dropout_p: float = 0.0
+    cache: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def heads(self) -> int:
         """H."""
         return self.q_BHNK.shape[1]
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Returns what an earlier call with the same inputs and weights made, or makes it."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
 
     def encoded(self) -> Tensor:
         """The encoded arrays of all groups, one behind another, `[B, M, C]`."""
@@ -65,26 +91,40 @@ class Call:
         v_BHMV = F.linear(x_BMC, self.w_v, self.b_v).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return k_BHMK, v_BHMV
 
-    def folded_queries(self) -> Tensor:
-        """q~ = gamma * (scale W_k^T q), `[B, H, N, C]`: scores are its products with the normalised inputs, up to a constant.
+    def folded_projections(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Projections of x^ = (x - mean) / deviation, with the norm's weight, centring and the scale inside.
 
-        The constant, scale q . (W_k beta + b_k), is the same for all inputs of a query and cancels in the softmax.
+        Returns:
+            `[H * K, C]`, `[H * V, C]` and `[H * V]`, such that scores are q . (w_k x^) up to a constant of the query, which
+            cancels in the softmax (see `dropped_score`), and values are w_v x^ + b_v. Both w_k x^ and w_v x^ are the same
+            for x - mean and x, so that the mean need not be subtracted from inputs.
         """
-        w_HKC = self.w_k.unflatten(0, (self.heads, -1))
-        q_BHNC = self.scale * self.q_BHNK.to(w_HKC.dtype) @ w_HKC
-        return q_BHNC if self.norm is None else q_BHNC * self.norm.weight
+        w_k, w_v, b_v = self.scale * self.w_k, self.w_v, self.b_v
+        if self.norm is None:
+            return w_k, w_v, b_v
+        if self.norm.bias is not None:
+            b_v = w_v @ self.norm.bias if b_v is None else torch.addmv(b_v, w_v, self.norm.bias)
+        w_k, w_v = w_k * self.norm.weight, w_v * self.norm.weight
+        if self.norm.centred:
+            w_k, w_v = w_k - w_k.mean(-1, keepdim=True), w_v - w_v.mean(-1, keepdim=True)
+        return w_k, w_v, b_v
 
-    def unfolded_values(self, z_BHNC: Tensor, s_BHN1: Tensor | float) -> Tensor:
-        """The result W_v (gamma * z + beta s) + b_v s, `[B, H, N, V]`, for z = sum_m A_m x^_m and s = sum_m A_m.
+    def dropped_score(self) -> Tensor:
+        """Scale q . (W_k beta + b_k), `[B, H, N]`: what scores from folded projections leave out."""
+        k_HK = self.w_k.new_zeros(len(self.w_k))
+        if self.norm is not None and self.norm.bias is not None:
+            k_HK = k_HK + self.w_k @ self.norm.bias
+        if self.b_k is not None:
+            k_HK = k_HK + self.b_k
+        return self.scale * (self.q_BHNK.to(k_HK.dtype) * k_HK.unflatten(0, (self.heads, 1, -1))).sum(-1)
+
+    def with_bias(self, out_BHNV: Tensor, b_v: Tensor | None, s_BHN1: Tensor | float) -> Tensor:
+        """Adds the folded bias of the values to sum_m A_m (w_v x^_m), where s = sum_m A_m is 1, or 0 with nothing to attend to.
 
         The bias of the keys has no effect; it stays part of the graph, with a gradient of zero, as in the definition.
         """
-        if self.norm is not None:
-            z_BHNC = self.norm.weight * z_BHNC + self.norm.bias * s_BHN1
-        w_HVC = self.w_v.unflatten(0, (self.heads, -1))
-        out_BHNV = z_BHNC.to(w_HVC.dtype) @ w_HVC.mT
-        if self.b_v is not None:
-            out_BHNV = out_BHNV + self.b_v.unflatten(0, (self.heads, 1, -1)) * s_BHN1
+        if b_v is not None:
+            out_BHNV = out_BHNV + b_v.unflatten(0, (self.heads, 1, -1)) * s_BHN1
         return out_BHNV if self.b_k is None else out_BHNV + 0 * self.b_k.sum()
 
 
@@ -95,7 +135,9 @@ class Implementation:
     Attributes:
         run: Computes it.
         why_not: Says in words why it cannot do a call, or `None` where it can.
+        partial: Computes it for some of the inputs, to be merged; `None` where it cannot.
     """
 
     run: Callable[[Call], Tensor]
     why_not: Callable[[Call], str | None]
+    partial: Callable[[Call], Partial] | None = None

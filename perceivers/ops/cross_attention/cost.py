@@ -8,11 +8,9 @@ Letters: N queries, C channels of an encoded input, U of content, K width of que
 """
 
 import torch
-from torch import Tensor
 
 from perceivers.ops.cross_attention import absorbed, native, separable
 from perceivers.ops.cross_attention.call import Call
-from perceivers.ops.tokens import Tokens
 
 EXPONENTIAL = 60  # of a fused kernel
 # Of `separable`, in plain PyTorch and with its C kernel: passes over a tile in cache, and what a sample costs once.
@@ -42,11 +40,7 @@ def costs(call: Call) -> dict[str, float]:
         result["separable"] = 4 * max(group.content.shape[1] for group in call.inputs) + PASSES
         # A graph may be for any number of inputs, and choosing by it would tie the graph to that number.
         if not torch.compiler.is_compiling():
-            kernel = all(native.why_not(group.content, call.w_k.dtype, _index(group)) is None for group in call.inputs)
+            kernel = all(native.why_not(group.content, call.w_k.dtype, group.index) is None for group in call.inputs)
             pairs = max(1, call.heads * queries * sum(group.num_inputs for group in call.inputs))
             result["separable"] += KERNEL_PASSES - PASSES + KERNEL_SAMPLE / pairs if kernel else SAMPLE / pairs
     return result
-
-
-def _index(group: Tokens) -> Tensor | None:
-    return None if group.positions is None else group.positions.index

@@ -11,7 +11,7 @@ from perceivers.ops.cross_attention.call import Call
 
 def run(call: Call) -> Tensor:
     """Makes the whole encoded array, its keys and its values; scores stay inside the fused kernel."""
-    k_BHMK, v_BHMV = call.keys_and_values(call.encoded())
+    k_BHMK, v_BHMV = call.once("keys and values", lambda: call.keys_and_values(call.encoded()))
     q_BHNK = call.q_BHNK.to(k_BHMK.dtype)
     return attend(q_BHNK, k_BHMK, v_BHMV, call.mask(), scale=call.scale, dropout_p=call.dropout_p)[0]
 

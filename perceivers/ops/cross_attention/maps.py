@@ -1,7 +1,7 @@
 """Attention maps on request: which inputs each query looks at.
 
 The map itself, N x M numbers, is the only large thing: scores are written into it piece by piece, from the query folded
-with the key projection (scale W_k^T q, then gamma), so that neither keys nor the whole encoded array is made.
+with the key projection as in `absorbed`, so that neither keys nor the whole encoded array is made.
 
 Letters: B batch, H heads, N queries, M inputs, C channels, K width of queries and keys.
 """
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.call import Call, Norm
 from perceivers.ops.tokens import Tokens
@@ -28,14 +27,15 @@ def attention_maps(
     The bias of the keys adds the same to every score of a query and cancels in the softmax, so it is no argument.
     A query with nothing to attend to has a map of zeros (-inf as logarithm). Gradients are not recorded.
     """
-    p_BHNC = Call(q_BHNK, inputs, norm, w_k, None, w_k, None, scale).folded_queries()
+    call = Call(q_BHNK, inputs, norm, w_k, None, w_k, None, scale)
+    p_BHNC = q_BHNK @ call.folded_projections()[0].unflatten(0, (call.heads, -1))
     num_inputs = sum(group.num_inputs for group in inputs)
     s_BHNM = p_BHNC.new_empty(*p_BHNC.shape[:-1], num_inputs)
     start = 0
     for piece in (piece for group in inputs for piece in group.pieces(PIECE)):
         x_BMC = piece.encoded()
         if norm is not None:
-            x_BMC = F.layer_norm(x_BMC, x_BMC.shape[-1:], eps=norm.eps)  # gamma is in p; beta cancels like the bias
+            x_BMC = norm.plain(x_BMC)
         here = s_BHNM[..., start : start + piece.num_inputs]
         here.copy_(p_BHNC @ x_BMC.to(p_BHNC.dtype).unsqueeze(1).mT)
         if piece.mask is not None:

@@ -3,12 +3,13 @@
 It is an optional extension without headers of Python: a shared library beside this file, called by ctypes, which releases the
 interpreter lock. `PERCEIVERS_INSTRUCTION_SET` (avx512, avx2, baseline, or none for no kernel) forces a path, for tests.
 
-Letters: B batch, Q queries, U channels of content, L rows of all tables.
+Letters: B batch, Q queries, S rows of all tables and channels of content.
 """
 
 import ctypes
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from math import prod
@@ -19,18 +20,22 @@ from torch import Tensor
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 MAX_AXES, MAX_CONTENT = 8, 16
+CONTENT_TYPES = {torch.bfloat16: 1, torch.float16: 2}  # 0 is the type of all other arrays
+FORWARD, BACKWARD, BACKWARD_INPUTS = range(3)
 
 
 class _Call(ctypes.Structure):
     """`Call` of separable.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("samples", "queries", "content_channels", "axes", "total_length", "inputs")),
+        *((name, ctypes.c_int64) for name in ("samples", "queries", "content_channels", "axes", "rows", "inputs")),
         ("lengths", ctypes.c_int64 * MAX_AXES),
         ("content_strides", ctypes.c_int64 * (2 + MAX_AXES)),
-        *((name, ctypes.c_void_p) for name in ("q", "t", "content", "rho", "mask", "lse", "offset", "grad_u", "grad_r")),
-        *((name, ctypes.c_void_p) for name in ("out_u", "out_t", "out_lse")),
+        ("content_type", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("p", "content", "rho", "mask", "lse", "offset", "grad")),
+        *((name, ctypes.c_void_p) for name in ("out", "out_lse", "out_content", "out_rho")),
         ("threads", ctypes.c_int64),
+        ("team", ctypes.c_void_p),
     ]
 
 
@@ -45,6 +50,27 @@ def _library() -> ctypes.CDLL | str:
             except OSError as error:
                 return f"{path.name} does not load: {error}"
     return "it was not built: there was no C compiler when perceivers was installed"
+
+
+_LOADED_IN = os.getpid()
+
+
+@cache
+def _gomp() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library that PyTorch runs on, where that is GNU's."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    paths = {line.split(maxsplit=5)[5] for line in lines if "libgomp" in line}
+    if len(paths) != 1:  # none, or nobody knows which of them PyTorch uses
+        return None
+    return ctypes.cast(ctypes.CDLL(paths.pop()).GOMP_parallel, ctypes.c_void_p).value
+
+
+def _team() -> int | None:
+    """PyTorch's own threads, which spin for a while after each operation; a forked child has none of them."""
+    return _gomp() if os.getpid() == _LOADED_IN else None
 
 
 def instruction_set() -> str | None:
@@ -76,67 +102,65 @@ def why_not(content: Tensor, dtype: torch.dtype, index: Tensor | None) -> str | 
         return "the C kernel is for CPUs, float32 and float64"
     if index is not None:
         return "the C kernel reads full grids, not index lists"
-    if content.shape[1] > MAX_CONTENT or content.ndim - 2 > MAX_AXES:
-        return f"the C kernel reads at most {MAX_CONTENT} channels of content and {MAX_AXES} axes"
+    if content.shape[1] > MAX_CONTENT or not 2 <= content.ndim - 2 <= MAX_AXES:
+        return f"the C kernel reads at most {MAX_CONTENT} channels of content and 2 to {MAX_AXES} axes"
     return None if instruction_set() else description()
 
 
-def forward(
-    q_BQU: Tensor, t_BQL: Tensor, content: Tensor, rho: Tensor, mask: Tensor | None, lengths: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What forward and backward both read; `separable_attention` documents them."""
+
+    p_BQS: Tensor
+    content: Tensor
+    rho: Tensor
+    mask: Tensor | None
+    lengths: Sequence[int]
+
+
+def forward(operands: Operands) -> tuple[Tensor, Tensor]:
     """Computes `separable_attention`."""
-    u_BQU, r_BQL, lse_BQ = (torch.empty(t.shape, dtype=t.dtype) for t in (q_BQU, t_BQL, t_BQL[..., 0]))
-    _run(False, q_BQU, t_BQL, content, rho, mask, lengths, out_u=u_BQU, out_t=r_BQL, out_lse=lse_BQ)
-    return u_BQU, r_BQL, lse_BQ
+    p_BQS = operands.p_BQS
+    r_BQS, lse_BQ = p_BQS.new_empty(p_BQS.shape), p_BQS.new_empty(p_BQS.shape[:2])
+    _run(FORWARD, operands, out=r_BQS, out_lse=lse_BQ)
+    return r_BQS, lse_BQ
 
 
 def backward(
-    q_BQU: Tensor,
-    t_BQL: Tensor,
-    content: Tensor,
-    rho: Tensor,
-    mask: Tensor | None,
-    lengths: Sequence[int],
-    lse_BQ: Tensor,
-    offset_BQ: Tensor,
-    grad_u_BQU: Tensor,
-    grad_r_BQL: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Computes the gradients of queries and tables."""
-    grad_q_BQU, grad_t_BQL = torch.empty(q_BQU.shape, dtype=q_BQU.dtype), torch.empty(t_BQL.shape, dtype=t_BQL.dtype)
-    saved = {"lse": lse_BQ, "offset": offset_BQ, "grad_u": grad_u_BQU, "grad_r": grad_r_BQL}
-    _run(True, q_BQU, t_BQL, content, rho, mask, lengths, **saved, out_u=grad_q_BQU, out_t=grad_t_BQL)
-    return grad_q_BQU, grad_t_BQL
+    operands: Operands, lse_BQ: Tensor, offset_BQ: Tensor, grad_BQS: Tensor, inputs_too: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes `separable_attention_backward`."""
+    rho, saved = operands.rho, {"lse": lse_BQ, "offset": offset_BQ, "grad": grad_BQS}
+    grad_p_BQS = operands.p_BQS.new_empty(operands.p_BQS.shape)
+    _run(BACKWARD, operands, **saved, out=grad_p_BQS)
+    grad_content, grad_rho = (rho.new_empty(x.shape if inputs_too else 0) for x in (operands.content, rho))
+    if inputs_too:
+        _run(BACKWARD_INPUTS, operands, **saved, out_content=grad_content, out_rho=grad_rho)
+    return grad_p_BQS, grad_content, grad_rho
 
 
-def _run(
-    is_backward: bool,
-    q_BQU: Tensor,
-    t_BQL: Tensor,
-    content: Tensor,
-    rho: Tensor,
-    mask: Tensor | None,
-    lengths: Sequence[int],
-    **arrays: Tensor,
-) -> None:
+def _run(what: int, operands: Operands, **arrays: Tensor) -> None:
     library, name = _library(), instruction_set()
     assert not isinstance(library, str)
     assert name is not None
-    tensors = {"q": q_BQU, "t": t_BQL, "rho": rho, "mask": mask, **arrays}
+    p_BQS, content = operands.p_BQS, operands.content
+    tensors = {"p": p_BQS, "rho": operands.rho, "mask": operands.mask, **arrays}
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items() if tensor is not None}
     call = _Call(
         samples=content.shape[0],
-        queries=q_BQU.shape[1],
+        queries=p_BQS.shape[1],
         content_channels=content.shape[1],
-        axes=len(lengths),
-        total_length=t_BQL.shape[2],
+        axes=len(operands.lengths),
+        rows=p_BQS.shape[2],
         inputs=prod(content.shape[2:]),
-        lengths=tuple(lengths),
+        lengths=tuple(operands.lengths),
         content_strides=content.stride(),
+        content_type=CONTENT_TYPES.get(content.dtype, 0),
         content=content.data_ptr(),
         threads=torch.get_num_threads(),
+        team=_team(),
         **{key: tensor.data_ptr() for key, tensor in contiguous.items()},
     )
     path = INSTRUCTION_SETS.index(name)
-    if library.perceivers_separable(ctypes.byref(call), int(is_backward), int(q_BQU.dtype == torch.float64), path):
+    if library.perceivers_separable(ctypes.byref(call), what, int(p_BQS.dtype == torch.float64), path):
         raise MemoryError("the C kernel of separable found no memory for a row of inputs")

@@ -1,23 +1,22 @@
 """Scores of a grid from one short table an axis: no keys, no values, no encoded array, whatever the number of bands.
 
-An encoded input is a concatenation of content u_m and, for each axis a, row i_a(m) of a table P_a. The norm's centring is
-moved onto the folded query q~ (see `absorbed`): with q^ = q~ - mean(q~), and q^_u, q^_a its blocks of channels,
+An encoded input is a sum of rows (see `factored`), so that its key and value are sums of projected rows, times rho_m, one
+over its standard deviation. With the norm folded into the projections (`Call.folded_projections`) and K, V the projected rows,
 
-    S_m = rho_m (q^_u . u_m + T_1[i_1(m)] + ... + T_A[i_A(m)]) + const           T_a = P_a q^_a, one number a row
-    rho_m = (var_m + eps)^(-1/2),   C var_m = sum (u_m - mu_m)^2 + sum_a (s_a[i_a] + C_a (m_a[i_a] - mu_m)^2)
+    p = K q                             one number a row of a table, T_a = p on axis a, and one a channel of content, p_u
+    S_m = rho_m (T_1[i_1(m)] + ... + T_A[i_A(m)] + p_u . u_m) + const
+    out = V^T r + b_v s                 r: R_a[i] = sum over i_a(m) = i of A_m rho_m, and r_u = sum_m A_m rho_m u_m
 
-with the mean m_a and centred square sum s_a of each table row: only non-negative terms, so that large content does not cancel.
-The result needs marginals only:
+451 rows are projected for a picture of 50,176 pixels, and a pair of query and input costs 4 U + 2 A + 6 FLOPs. What has
+queries and inputs, from p to r, is one operator, `perceivers::separable_attention`, forward and backward written out, which
+holds a tile of scores at a time; the rest is plain PyTorch. Inputs whose positions have fewer than two axes have nothing to
+factor: their encoded array is the content, and this is `absorbed`, tiled.
 
-    z = centred( [sum_m A_m rho_m u_m,  R_1 P_1, ..., R_A P_A] )                 R_a[i] = sum over i_a(m) = i of A_m rho_m
-
-In this file the small products (q^, T, rho, z) are plain PyTorch; what has queries and inputs is one operator,
-`perceivers::separable_attention`, forward and backward written out, which holds a tile of some queries at a time.
 Nothing like it was found published; its relatives are decomposed relative positions (segment-anything-fast), whose row and
 column scores are added in the tile while content stays dense, and absorption (see `absorbed`).
 
-Letters: B batch, H heads, N queries, Q = H N, M inputs, C channels of an encoded input, U of content, A axes, n_a rows of the
-table of axis a, L = n_1 + ... + n_A.
+Letters: B batch, H heads, N queries, Q = H N, M inputs, U channels of content, A axes, n_a rows of the table of axis a,
+L = n_1 + ... + n_A, S = L + U rows in all, K and V width of queries and values.
 """
 
 import math
@@ -28,253 +27,232 @@ from torch import Tensor
 
 from perceivers.ops.cross_attention import native
 from perceivers.ops.cross_attention.call import Call
-from perceivers.ops.cross_attention.reference import Partial, finite, merge
-from perceivers.ops.tokens import Positions, Tokens
+from perceivers.ops.cross_attention.factored import factors, inverse_deviations, project
+from perceivers.ops.cross_attention.partial import Partial, finite, merge
 
 TILE = 1 << 18  # scores held at a time, some of them in each of a few buffers: 1 MB each, about a core's cache
+QUERIES = 256  # of a tile of inputs without tables, whose content is read once a tile
 
 
 def run(call: Call) -> Tensor:
     """Attends to each group and merges the results."""
-    dtype = torch.promote_types(call.q_BHNK.dtype, torch.float32)
-    with torch.autocast(call.q_BHNK.device.type, enabled=False):
-        q_BQC = call.folded_queries().to(dtype).flatten(1, 2)
-        if call.norm is not None:
-            q_BQC = q_BQC - q_BQC.mean(-1, keepdim=True)
-        whole = merge(_partial(q_BQC, group, call.norm.eps if call.norm else None) for group in call.inputs)
-        z_BQC, s_BQ1 = whole.finish(), (whole.sum_BHN > 0).to(dtype).unsqueeze(-1)
-        if call.norm is not None:
-            z_BQC = z_BQC - z_BQC.mean(-1, keepdim=True)
-        shape = call.q_BHNK.shape[1:3]
-        return call.unfolded_values(z_BQC.unflatten(1, shape), s_BQ1.unflatten(1, shape))
+    whole, b_v = _attend(call)
+    return _finish(call, whole, b_v)
+
+
+def partial(call: Call) -> Partial:
+    """The same as a result that can be merged: divided already, with the logarithm of its sum for a maximum."""
+    whole, b_v = _attend(call)
+    nothing = whole.sum_BHN == 0
+    lse_BHN = whole.max_BHN + whole.sum_BHN.masked_fill(nothing, 1).log() + call.dropped_score()
+    return Partial(_finish(call, whole, b_v), lse_BHN, (~nothing).to(lse_BHN.dtype))
 
 
 def why_not(call: Call) -> str | None:
-    """Refuses what does not factor, and dropout of attention weights."""
-    if call.dropout_p > 0:
-        return f"it cannot drop attention weights, and dropout_p={call.dropout_p}"
-    for group in call.inputs:
-        axes = 0 if group.positions is None else len(group.positions.tables)
-        if axes < 2:
-            return f"positions with {axes} axes do not factor, at least 2 are needed"
-    return None
+    """Refuses dropout of attention weights: after it their sum is no longer 1."""
+    return f"it cannot drop attention weights, and dropout_p={call.dropout_p}" if call.dropout_p > 0 else None
 
 
-def _partial(q_BQC: Tensor, group: Tokens, eps: float | None) -> Partial:
-    """Attends to one group: z, `[B, Q, C]`, divided by its sum already and not centred, beside the log-sum-exp."""
-    assert group.positions is not None
-    content, mask = group.content, group.mask
-    if mask is not None:
-        content = content.masked_fill(~mask.unsqueeze(1), 0)
-    content = content.to(q_BQC.dtype)
-    tables = [table.to(q_BQC.dtype) for table in group.positions.tables]
-    blocks = q_BQC.split([content.shape[1], *(table.shape[-1] for table in tables)], dim=-1)
-    t_BQL = torch.cat([q_BQc @ table.mT for q_BQc, table in zip(blocks[1:], tables, strict=True)], dim=-1)
-    rho = _inverse_deviations(content, tables, group.positions, eps)
-    lengths = [table.shape[0] for table in tables]
-    # The kernel has no gradient of inputs, and forward and backward go one way, or high scores would be rounded differently.
-    kernel = not (content.requires_grad or rho.requires_grad)
-    u_BQU, r_BQL, lse_BQ = separable_attention(blocks[0], t_BQL, content, rho, mask, group.positions.index, lengths, kernel)
-    marginals = r_BQL.split(lengths, dim=-1)
-    z_BQC = torch.cat([u_BQU, *(r @ table for r, table in zip(marginals, tables, strict=True))], dim=-1)
-    return Partial(z_BQC, lse_BQ, (lse_BQ != -math.inf).to(z_BQC.dtype))
+def _attend(call: Call) -> tuple[Partial, Tensor | None]:
+    """All groups together, in float32 at least and without the folded bias of the values, which is returned beside."""
+    dtype = torch.promote_types(call.q_BHNK.dtype, torch.float32)
+    with torch.autocast(call.q_BHNK.device.type, enabled=False):
+        projections = call.once("projections", call.folded_projections)
+        w_k, w_v, b_v = (None if w is None else w.to(dtype) for w in projections)
+        groups = range(len(call.inputs))
+        return merge(_attend_to_group(call, call.q_BHNK.to(dtype), w_k, w_v, g) for g in groups), b_v
 
 
-def _inverse_deviations(content: Tensor, tables: Sequence[Tensor], positions: Positions, eps: float | None) -> Tensor:
-    """rho, `[B, *axes]`: one over the standard deviation of each encoded input; ones without a norm (`eps` is `None`)."""
-    if eps is None:
-        return content.new_ones(content.shape[0], *content.shape[2:])
-
-    def spread(a: int, row: Tensor) -> Tensor:
-        """Numbers of the rows of table a, `[n_a]`, where its inputs are, `[B, *axes]` or broadcast to it."""
-        if positions.index is not None:
-            return row[positions.index[..., a]]
-        return row.view([-1 if axis == a else 1 for axis in range(len(tables))])
-
-    channels = content.shape[1] + sum(table.shape[-1] for table in tables)
-    means = [spread(a, table.mean(-1)) for a, table in enumerate(tables)]
-    squares = [spread(a, table.var(-1, correction=0) * table.shape[-1]) for a, table in enumerate(tables)]
-    widths = [table.shape[-1] for table in tables]
-    mu = (content.sum(1) + sum(c * m for c, m in zip(widths, means, strict=True))) / channels
-    total = (content - mu.unsqueeze(1)).square().sum(1)
-    for width, mean, square in zip(widths, means, squares, strict=True):
-        total = total + square + width * (mean - mu).square()
-    return torch.rsqrt(total / channels + eps)
+def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: int) -> Partial:
+    """One group: divided by its sum already, with the log-sum-exp for a maximum."""
+    dtype = q_BHNK.dtype
+    group = call.once(("factors", g), lambda: factors(call.inputs[g]))
+    content = call.once(("content", g), group.visible_content)
+    if content.dtype not in native.CONTENT_TYPES:
+        content = content.to(dtype)
+    rho = call.once(("rho", g), lambda: inverse_deviations(group, content, call.norm, dtype))
+    k_HSK, v_HSV = call.once(
+        ("rows", g),
+        lambda: [project(group, w).unflatten(-1, (call.heads, -1)).transpose(-2, -3) for w in (w_k, w_v)],
+    )
+    p_BQS = (q_BHNK @ k_HSK.mT).flatten(1, 2)
+    lengths = [table.shape[-2] for table in group.tables]
+    r_BQS, lse_BQ = separable_attention(p_BQS, content, rho, group.mask, group.index, lengths)
+    r_BHNS, lse_BHN = r_BQS.unflatten(1, q_BHNK.shape[1:3]), lse_BQ.unflatten(1, q_BHNK.shape[1:3])
+    return Partial(r_BHNS @ v_HSV, lse_BHN, (lse_BHN != -math.inf).to(dtype))
 
 
-class _Grid:
-    """The inputs of one sample, flat: how numbers of table rows reach them (`scores`) and come back (`marginals`)."""
+def _finish(call: Call, whole: Partial, b_v: Tensor | None) -> Tensor:
+    with torch.autocast(call.q_BHNK.device.type, enabled=False):
+        s_BHN1 = 1.0 if all(group.mask is None for group in call.inputs) else (whole.sum_BHN > 0).unsqueeze(-1)
+        return call.with_bias(whole.finish(), b_v, s_BHN1)
 
-    def __init__(self, content: Tensor, index: Tensor | None, lengths: Sequence[int]) -> None:
-        self.lengths, self.index = lengths, index
-        self.u_UM = content.flatten(1)
 
-    def scores(self, q_QU: Tensor, t_QL: Tensor, out_QM: Tensor) -> Tensor:
-        """q_u . u_m + T_1[i_1(m)] + ... + T_A[i_A(m)], written to `out_QM`."""
-        torch.mm(q_QU, self.u_UM, out=out_QM)
-        tables = t_QL.split(list(self.lengths), dim=-1)
-        if self.index is not None:
+class _Inputs:
+    """The inputs of one sample, flat, or some of them: how numbers of table rows reach them and come back."""
+
+    def __init__(self, u_UM: Tensor, rho_M: Tensor, mask_M: Tensor | None, index_MA: Tensor | None, lengths: Sequence[int]):
+        self.u_UM, self.rho_M, self.index_MA, self.lengths = u_UM, rho_M, index_MA, lengths
+        self.masked_M = None if mask_M is None else ~mask_M
+
+    def scores(self, p_QS: Tensor) -> Tensor:
+        """T_1[i_1(m)] + ... + T_A[i_A(m)] + p_u . u_m, `[Q, M]`."""
+        *tables, p_QU = p_QS.split([*self.lengths, len(self.u_UM)], dim=-1)
+        s_QM = p_QU @ self.u_UM
+        if self.index_MA is not None:
             for a, t_Qn in enumerate(tables):
-                out_QM += t_Qn[:, self.index[:, a]]
-            return out_QM
-        grid = out_QM.view(-1, *self.lengths)
+                s_QM += t_Qn[:, self.index_MA[:, a]]
+            return s_QM
+        grid = s_QM.view(-1, *self.lengths) if self.lengths else s_QM
         for a, t_Qn in enumerate(tables):
             grid += t_Qn.view(-1, *(length if axis == a else 1 for axis, length in enumerate(self.lengths)))
-        return out_QM
+        return s_QM
 
-    def marginals(self, w_QM: Tensor) -> Tensor:
-        """For each axis a and row i, the sum of the weights with i_a(m) = i, `[Q, L]`."""
-        if self.index is not None:
-            sums = [w_QM.new_zeros(len(w_QM), n).index_add_(1, self.index[:, a], w_QM) for a, n in enumerate(self.lengths)]
-            return torch.cat(sums, dim=-1)
-        sums, grid = [], w_QM.view(-1, *self.lengths)
-        for a in range(len(self.lengths)):
-            others = [1 + axis for axis in range(len(self.lengths)) if axis != a]
-            sums.append(grid.sum(others))
-        return torch.cat(sums, dim=-1)
+    def sums(self, w_QM: Tensor) -> Tensor:
+        """For each axis a and row i the sum of the weights with i_a(m) = i, and the weighted sum of the content, `[Q, S]`."""
+        content_QU = w_QM @ self.u_UM.mT
+        if self.index_MA is not None:
+            zeros = (w_QM.new_zeros(len(w_QM), n) for n in self.lengths)
+            marginals = [z_Qn.index_add_(1, self.index_MA[:, a], w_QM) for a, z_Qn in enumerate(zeros)]
+        else:
+            grid, axes = w_QM.view(-1, *self.lengths) if self.lengths else w_QM, range(len(self.lengths))
+            marginals = [grid.sum([1 + axis for axis in axes if axis != a]) for a in axes]
+        return torch.cat([*marginals, content_QU], dim=-1)
 
 
-def _tiles(queries: int, inputs: int) -> Iterator[slice]:
-    step = max(1, TILE // max(1, inputs))
-    for start in range(0, queries, step):
-        yield slice(start, min(start + step, queries))
+def _tiles(
+    queries: int, content: Tensor, rho: Tensor, mask: Tensor | None, index: Tensor | None, lengths: Sequence[int]
+) -> Iterator[tuple[int, slice, slice, _Inputs]]:
+    """For each tile of scores: its sample, queries, inputs, and these inputs themselves."""
+    inputs = rho[0].numel() if len(rho) else 0
+    rows = max(1, TILE // max(1, inputs)) if lengths else QUERIES
+    columns = max(1, inputs) if lengths else TILE // QUERIES
+    for b in range(len(content)):
+        u_UM, rho_M = content[b].flatten(1).to(rho.dtype), rho[b].flatten()
+        mask_M, index_MA = None if mask is None else mask[b].flatten(), None if index is None else index[b]
+        for m in range(0, inputs, columns):
+            here = slice(m, min(m + columns, inputs))
+            some = _Inputs(u_UM[:, here], rho_M[here], None if mask_M is None else mask_M[here], index_MA, lengths)
+            for q in range(0, queries, rows):
+                yield b, slice(q, min(q + rows, queries)), here, some
 
 
 @torch.library.custom_op("perceivers::separable_attention", mutates_args=())
 def separable_attention(
-    q_BQU: Tensor,
-    t_BQL: Tensor,
+    p_BQS: Tensor,
     content: Tensor,
     rho: Tensor,
     mask: Tensor | None,
     index: Tensor | None,
     lengths: Sequence[int],
-    kernel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax over scores rho_m (q_u . u_m + sum_a T_a[i_a(m)]), and its sums.
+) -> tuple[Tensor, Tensor]:
+    """Softmax over scores rho_m (T_1[i_1(m)] + ... + T_A[i_A(m)] + p_u . u_m), and its sums.
 
     Args:
-        q_BQU: Content block of the folded queries.
-        t_BQL: T_1, ..., T_A, one behind another.
-        content: `[B, U, *axes]`, or `[B, U, M]` with an index.
-        rho: `[B, *axes]`, or `[B, M]`.
+        p_BQS: T_1, ..., T_A, p_u, one behind another, float32 or float64.
+        content: `[B, U, *axes]`, or `[B, U, M]` with an index or without tables; of the same dtype, or half precision.
+        rho: `[B, *axes]`, or `[B, M]`, of the same dtype.
         mask: Like `rho`, True where an input may be attended; `None` for everywhere.
         index: `[B, M, A]`, rows of the tables; `None` for the full grid.
-        lengths: n_1, ..., n_A.
-        kernel: Whether the C kernel may be used, where it can be.
+        lengths: n_1, ..., n_A; empty for inputs without tables.
 
     Returns:
-        sum_m A_m rho_m u_m, `[B, Q, U]`; R_1, ..., R_A, `[B, Q, L]`; log-sum-exp of the scores, `[B, Q]`, -inf where nothing
-        may be attended, whose sums are zero.
+        R_1, ..., R_A and sum_m A_m rho_m u_m, `[B, Q, S]`; log-sum-exp of the scores, `[B, Q]`, -inf where nothing may be
+        attended, whose sums are zero.
     """
-    if kernel and native.why_not(content, q_BQU.dtype, index) is None:
-        return native.forward(q_BQU, t_BQL, content, rho, mask, lengths)
-    u_BQU, r_BQL, lse_BQ = torch.empty_like(q_BQU), torch.empty_like(t_BQL), q_BQU.new_empty(q_BQU.shape[:2])
-    for b, grid, rho_M, masked_M in _samples(content, rho, mask, index, lengths):
-        for tile in _tiles(q_BQU.shape[1], len(rho_M)):
-            s_QM = q_BQU.new_empty(tile.stop - tile.start, len(rho_M))
-            grid.scores(q_BQU[b, tile], t_BQL[b, tile], s_QM).mul_(rho_M)
-            if masked_M is not None:
-                s_QM.masked_fill_(masked_M, -math.inf)
-            max_Q1 = finite(s_QM.amax(-1, keepdim=True))
-            a_QM = s_QM.sub_(max_Q1).exp_()
-            sum_Q1 = a_QM.sum(-1, keepdim=True)
-            lse_BQ[b, tile] = (sum_Q1.log() + max_Q1).squeeze(-1)
-            divisor_Q1 = sum_Q1.masked_fill(sum_Q1 == 0, 1)
-            a_QM *= rho_M
-            u_BQU[b, tile] = a_QM @ grid.u_UM.mT / divisor_Q1
-            r_BQL[b, tile] = grid.marginals(a_QM) / divisor_Q1
-    return u_BQU, r_BQL, lse_BQ
+    if native.why_not(content, p_BQS.dtype, index) is None:
+        return native.forward(native.Operands(p_BQS, content, rho, mask, lengths))
+    r_BQS = torch.zeros_like(p_BQS)
+    max_BQ1 = p_BQS.new_full((*p_BQS.shape[:2], 1), -math.inf)
+    sum_BQ1 = torch.zeros_like(max_BQ1)
+    for b, tile, _, some in _tiles(p_BQS.shape[1], content, rho, mask, index, lengths):
+        s_QM = some.scores(p_BQS[b, tile]).mul_(some.rho_M)
+        if some.masked_M is not None:
+            s_QM.masked_fill_(some.masked_M, -math.inf)
+        max_Q1 = torch.maximum(max_BQ1[b, tile], s_QM.amax(-1, keepdim=True))
+        factor_Q1 = torch.exp(max_BQ1[b, tile] - finite(max_Q1))
+        max_BQ1[b, tile] = max_Q1
+        a_QM = s_QM.sub_(finite(max_Q1)).exp_()
+        sum_BQ1[b, tile] = sum_BQ1[b, tile] * factor_Q1 + a_QM.sum(-1, keepdim=True)
+        r_BQS[b, tile] = r_BQS[b, tile] * factor_Q1 + some.sums(a_QM.mul_(some.rho_M))
+    return r_BQS / sum_BQ1.masked_fill(sum_BQ1 == 0, 1), (sum_BQ1.log() + max_BQ1).squeeze(-1)
 
 
 @separable_attention.register_fake
-def _(q_BQU, t_BQL, content, rho, mask, index, lengths, kernel):
-    return torch.empty_like(q_BQU), torch.empty_like(t_BQL), q_BQU.new_empty(q_BQU.shape[:2])
+def _(p_BQS, content, rho, mask, index, lengths):
+    return torch.empty_like(p_BQS), p_BQS.new_empty(p_BQS.shape[:2])
 
 
 @torch.library.custom_op("perceivers::separable_attention_backward", mutates_args=())
 def separable_attention_backward(
-    q_BQU: Tensor,
-    t_BQL: Tensor,
+    p_BQS: Tensor,
     content: Tensor,
     rho: Tensor,
     mask: Tensor | None,
     index: Tensor | None,
     lengths: Sequence[int],
-    kernel: bool,
     lse_BQ: Tensor,
     offset_BQ: Tensor,
-    grad_u_BQU: Tensor,
-    grad_r_BQL: Tensor,
+    grad_BQS: Tensor,
     inputs_too: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of queries and tables, and of content and rho where `inputs_too`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of p, and of content and rho where `inputs_too`, in the dtype of rho.
 
-    dA_m = rho_m (dU . u_m + sum_a dR_a[i_a(m)]) has the form of a score, so that it is made like one, and
+    With dR_a and dr_u the gradients of the sums, dA_m = rho_m (sum_a dR_a[i_a(m)] + dr_u . u_m) has the form of a score, so
+    that it is made like one, and
 
-        dS = A (dA - delta + dlse),  delta = dU . U + sum_a dR_a . R_a        offset = dlse - delta
-        dq_u = sum_m dS_m rho_m u_m     dT_a = marginals of dS rho     du_m = rho_m sum_q (dS q_u + A dU)
+        dS = A (dA - delta + dlse),   delta = dr . r                     offset = dlse - delta
+        dp = sums of dS rho, as r is of A rho                            du_m = rho_m sum_q (dS p_u + A dr_u)
         drho_m = sum_q (dS S + A dA) / rho_m
     """
-    if kernel and native.why_not(content, q_BQU.dtype, index) is None:
-        arguments = (q_BQU, t_BQL, content, rho, mask, lengths, lse_BQ, offset_BQ, grad_u_BQU, grad_r_BQL)
-        return *native.backward(*arguments), content.new_empty(0), rho.new_empty(0)
-    grad_q_BQU, grad_t_BQL = torch.empty_like(q_BQU), torch.empty_like(t_BQL)
-    grad_content = content.new_zeros(content.shape if inputs_too else 0)
+    if native.why_not(content, p_BQS.dtype, index) is None:
+        operands = native.Operands(p_BQS, content, rho, mask, lengths)
+        return native.backward(operands, lse_BQ, offset_BQ, grad_BQS, inputs_too)
+    grad_p_BQS, channels = torch.zeros_like(p_BQS), content.shape[1]
+    grad_content = rho.new_zeros(content.shape if inputs_too else 0)
     grad_rho = rho.new_zeros(rho.shape if inputs_too else 0)
-    for b, grid, rho_M, masked_M in _samples(content, rho, mask, index, lengths):
-        for tile in _tiles(q_BQU.shape[1], len(rho_M)):
-            s_QM = q_BQU.new_empty(tile.stop - tile.start, len(rho_M))
-            raw_QM = grid.scores(q_BQU[b, tile], t_BQL[b, tile], s_QM)
-            a_QM = raw_QM * rho_M
-            a_QM.sub_(finite(lse_BQ[b, tile]).unsqueeze(-1)).exp_()
-            if masked_M is not None:
-                a_QM.masked_fill_(masked_M, 0)
-            da_QM = grid.scores(grad_u_BQU[b, tile], grad_r_BQL[b, tile], torch.empty_like(s_QM))
-            ds_QM = torch.addcmul(offset_BQ[b, tile].unsqueeze(-1), da_QM, rho_M).mul_(a_QM)
-            if inputs_too:
-                grad_rho[b].view(-1).add_(raw_QM.mul_(ds_QM).addcmul_(a_QM, da_QM).sum(0))
-                grad_UM = grad_content[b].view(content.shape[1], -1)
-                grad_UM.addmm_(grad_u_BQU[b, tile].mT, a_QM.mul_(rho_M))
-                grad_UM.addmm_(q_BQU[b, tile].mT, ds_QM.mul_(rho_M))
-            else:
-                ds_QM *= rho_M
-            grad_q_BQU[b, tile] = ds_QM @ grid.u_UM.mT
-            grad_t_BQL[b, tile] = grid.marginals(ds_QM)
-    return grad_q_BQU, grad_t_BQL, grad_content, grad_rho
+    for b, tile, here, some in _tiles(p_BQS.shape[1], content, rho, mask, index, lengths):
+        raw_QM = some.scores(p_BQS[b, tile])
+        a_QM = raw_QM * some.rho_M
+        a_QM.sub_(finite(lse_BQ[b, tile]).unsqueeze(-1)).exp_()
+        if some.masked_M is not None:
+            a_QM.masked_fill_(some.masked_M, 0)
+        da_QM = some.scores(grad_BQS[b, tile])
+        ds_QM = torch.addcmul(offset_BQ[b, tile].unsqueeze(-1), da_QM, some.rho_M).mul_(a_QM)
+        if inputs_too:
+            grad_rho[b].view(-1)[here].add_(raw_QM.mul_(ds_QM).addcmul_(a_QM, da_QM).sum(0))
+            grad_UM = grad_content[b].view(channels, -1)[:, here]
+            grad_UM.addmm_(grad_BQS[b, tile, -channels:].mT, a_QM.mul_(some.rho_M))
+            grad_UM.addmm_(p_BQS[b, tile, -channels:].mT, ds_QM.mul_(some.rho_M))
+        else:
+            ds_QM *= some.rho_M
+        grad_p_BQS[b, tile] += some.sums(ds_QM)
+    return grad_p_BQS, grad_content, grad_rho
 
 
 @separable_attention_backward.register_fake
-def _(q_BQU, t_BQL, content, rho, mask, index, lengths, kernel, lse_BQ, offset_BQ, grad_u_BQU, grad_r_BQL, inputs_too):
+def _(p_BQS, content, rho, mask, index, lengths, lse_BQ, offset_BQ, grad_BQS, inputs_too):
     shapes = (content.shape, rho.shape) if inputs_too else ((0,), (0,))
-    return torch.empty_like(q_BQU), torch.empty_like(t_BQL), content.new_empty(shapes[0]), rho.new_empty(shapes[1])
+    return torch.empty_like(p_BQS), rho.new_empty(shapes[0]), rho.new_empty(shapes[1])
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.lengths, ctx.kernel = inputs
+    *tensors, ctx.lengths = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
-def _backward(ctx, grad_u_BQU, grad_r_BQL, grad_lse_BQ):
-    *tensors, u_BQU, r_BQL, lse_BQ = ctx.saved_tensors
-    offset_BQ = grad_lse_BQ - (grad_u_BQU * u_BQU).sum(-1) - (grad_r_BQL * r_BQL).sum(-1)
-    inputs_too = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-    gradients = separable_attention_backward(
-        *tensors, ctx.lengths, ctx.kernel, lse_BQ, offset_BQ, grad_u_BQU.contiguous(), grad_r_BQL.contiguous(), inputs_too
+def _backward(ctx, grad_BQS, grad_lse_BQ):
+    *tensors, r_BQS, lse_BQ = ctx.saved_tensors
+    offset_BQ = grad_lse_BQ - (grad_BQS * r_BQS).sum(-1)
+    inputs_too = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    grad_p_BQS, grad_content, grad_rho = separable_attention_backward(
+        *tensors, ctx.lengths, lse_BQ, offset_BQ, grad_BQS.contiguous(), inputs_too
     )
-    grad_q_BQU, grad_t_BQL, grad_content, grad_rho = gradients
     if not inputs_too:
-        grad_content = grad_rho = None
-    return grad_q_BQU, grad_t_BQL, grad_content, grad_rho, None, None, None, None
+        return grad_p_BQS, None, None, None, None, None
+    return grad_p_BQS, grad_content.to(tensors[1].dtype), grad_rho, None, None, None
 
 
 separable_attention.register_autograd(_backward, setup_context=_setup)
-
-
-def _samples(
-    content: Tensor, rho: Tensor, mask: Tensor | None, index: Tensor | None, lengths: Sequence[int]
-) -> Iterator[tuple[int, _Grid, Tensor, Tensor | None]]:
-    """For each sample: its number, its inputs, rho and what is masked, flat."""
-    for b in range(len(content)):
-        grid = _Grid(content[b], None if index is None else index[b], lengths)
-        yield b, grid, rho[b].flatten(), None if mask is None else ~mask[b].flatten()
+for _device in ("cpu", "cuda"):  # under autocast, too, sums and exponentials are float32
+    torch.library.register_autocast("perceivers::separable_attention", _device, torch.float32)

@@ -34,4 +34,4 @@ def test_only_what_can_do_the_call():
     assert costs(case.make(case.leaves)).keys() == {"dense", "absorbed", "separable"}
     assert costs(case.make(case.leaves, dropout_p=0.1)).keys() == {"dense"}
     line = Case(grids=((63,),))
-    assert costs(line.make(line.leaves)).keys() == {"dense", "absorbed"}
+    assert costs(line.make(line.leaves)).keys() == {"dense", "absorbed", "separable"}

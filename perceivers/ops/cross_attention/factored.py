@@ -1,0 +1,121 @@
+"""A group of inputs by its factors: rows of tables and channels of content, never the encoded array.
+
+An encoded input is a sum of a few of S rows, of which all inputs of a grid are made (see `Tokens`):
+
+    x_m = P_1[i_1(m)] + ... + P_A[i_A(m)] + sum_c u_m[c] E[:, c]          S = n_1 + ... + n_A + U
+
+so that a linear map of all inputs is a linear map of the rows (`project`), 451 of them for a picture of 50,176 pixels. What
+remains for each input is one over the standard deviation of its channels, rho_m = (var_m + eps)^(-1/2).
+
+For a concatenation the variance is a sum of non-negative terms, so that large content does not cancel. Blocks of c_1 and c_2
+channels with means m_1, m_2 and centred square sums s_1, s_2 are together a block with
+
+    m = (c_1 m_1 + c_2 m_2) / (c_1 + c_2)          s = s_1 + s_2 + c_1 c_2 / (c_1 + c_2) (m_1 - m_2)^2
+
+In general it comes from products of the centred rows, in float64. RMS normalisation is the same without centring.
+
+Letters: B batch, M inputs, C channels of an encoded input, U of content, A axes, n_a rows of table a, S rows in all.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.ops.cross_attention.call import Norm
+from perceivers.ops.tokens import Tokens
+
+
+def factors(group: Tokens) -> Tokens:
+    """The group itself; where its positions have fewer than two axes, which factor nothing, the encoded array as content."""
+    if len(group.tables) > 1:
+        return group
+    return Tokens(group.encoded().mT, mask=None if group.mask is None else group.flat_mask())
+
+
+def project(group: Tokens, w_DC: Tensor) -> Tensor:
+    """A linear map of all rows, `[S, D]`, or `[B, S, D]` where tables differ between samples: tables first, then content."""
+    rows = [
+        F.linear(table.to(w_DC.dtype), w_DC[:, start : start + table.shape[-1]])
+        for start, table in zip(group.starts, group.tables, strict=True)
+    ]
+    if group.constant is not None:  # every input has one row of the first table
+        rows[0] = rows[0] + w_DC[:, : len(group.constant)] @ group.constant.to(w_DC.dtype)
+    content_DU = w_DC[:, : group.content_width]
+    if group.embedding is not None:
+        content_DU = content_DU @ group.embedding.to(w_DC.dtype)
+    rows.append(content_DU.mT)
+    batch = max((row.shape[:-2] for row in rows), key=len)
+    return torch.cat([row.expand(*batch, -1, -1) for row in rows], dim=-2)
+
+
+def inverse_deviations(group: Tokens, content: Tensor, norm: Norm | None, dtype: torch.dtype) -> Tensor:
+    """rho, `[B, *axes]`, for the visible content of a group; ones without a norm."""
+    content = content.to(dtype)
+    if norm is None:
+        return content.new_ones(content.shape[0], *content.shape[2:])
+    if not group.is_concatenation:
+        square_sum = _general(group, content, norm.centred)
+    else:
+        square_sum = (_centred if norm.centred else _plain)(group, content)
+    return torch.rsqrt(square_sum / group.num_channels + norm.eps).to(dtype)
+
+
+def _plain(group: Tokens, content: Tensor) -> Tensor:
+    """The sum of squares of the channels of a concatenation, `[B, *axes]`."""
+    total = content.square().sum(1)
+    for a, table in enumerate(group.tables):
+        total = total + group.spread(a, table.to(content.dtype).square().sum(-1))
+    return total
+
+
+def _centred(group: Tokens, content: Tensor) -> Tensor:
+    """The sum of squares of the channels of a concatenation less their mean, `[B, *axes]`."""
+    count, mean, square = 0, 0.0, 0.0
+    for a, table in enumerate(group.tables):  # of the tables alone: the same for all samples
+        table = table.to(content.dtype)
+        width, means = table.shape[-1], table.mean(-1, keepdim=True)
+        squares = group.spread(a, (table - means).square().sum(-1))
+        means = group.spread(a, means.squeeze(-1))
+        if count == 0:
+            count, mean, square = width, means, squares
+            continue
+        square = square + squares + (count * width / (count + width)) * (means - mean).square()
+        mean = (count * mean + width * means) / (count + width)
+        count += width
+    width, means = content.shape[1], content.mean(1)
+    squares = (content - means.unsqueeze(1)).square().sum(1)
+    return squares if count == 0 else squares + square + (count * width / (count + width)) * (means - mean).square()
+
+
+def _general(group: Tokens, content: Tensor, centred: bool) -> Tensor:
+    """Either sum for any group."""
+    channels = group.num_channels
+
+    def rows(block: Tensor, start: int = 0) -> Tensor:
+        block = F.pad(block.double(), (start, channels - start - block.shape[-1]))
+        return block - block.mean(-1, keepdim=True) if centred else block
+
+    identity = torch.eye(content.shape[1], dtype=torch.float64, device=content.device)
+    e_UC = rows(identity if group.embedding is None else group.embedding.mT)
+    tables = [rows(table, start) for start, table in zip(group.starts, group.tables, strict=True)]
+    if group.constant is not None:
+        tables[0] = tables[0] + rows(group.constant)
+    u_BMU = content.double().movedim(1, -1)
+    linear, total = u_BMU @ (e_UC @ e_UC.mT), 0.0
+    for a, table in enumerate(tables):
+        linear = linear + 2 * group.spread(a, table @ e_UC.mT)
+        total = total + group.spread(a, table.square().sum(-1))
+        for b in range(a):
+            total = total + 2 * _spread_pair(group, b, a, tables[b] @ table.mT)
+    return (total + (linear * u_BMU).sum(-1)).clamp_min(0)
+
+
+def _spread_pair(group: Tokens, b: int, a: int, products: Tensor) -> Tensor:
+    """Takes what pairs of rows of tables b < a have, `[(B), n_b, n_a]`, to the inputs."""
+    if group.index is None:
+        lengths = [n if axis in (a, b) else 1 for axis, n in enumerate(group.content.shape[2:])]
+        return products.reshape(-1, *lengths)
+    i_b, i_a = group.index[..., b], group.index[..., a]
+    if products.ndim == 2:
+        return products[i_b, i_a]
+    return products[torch.arange(len(products), device=products.device).unsqueeze(1), i_b, i_a]
