@@ -169,17 +169,23 @@ def block_settings(
     activation: str,
     ff_dropout: float,
     attention_dropout: float,
+    prefix: str = "",
 ) -> dict[str, Any]:
-    """Checks what the blocks of a model have in common and returns it as their arguments, `ff_dim` resolved."""
+    """Checks what the blocks of a model have in common and returns it as their arguments, `ff_dim` resolved.
+
+    `prefix` stands before the names of the feed-forward's widths in messages.
+    """
     dim = an_int("dim", dim)
     if ff_dim is None:
-        width = a_number("ff_dim_scale", ff_dim_scale) * dim
+        width = a_number(f"{prefix}ff_dim_scale", ff_dim_scale) * dim
         if width != int(width):
-            raise ValueError(f"ff_dim_scale={ff_dim_scale!r} times dim={dim} must be a whole number: give ff_dim instead")
+            raise ValueError(
+                f"{prefix}ff_dim_scale={ff_dim_scale!r} times dim={dim} must be a whole number: give {prefix}ff_dim instead"
+            )
         ff_dim = int(width)
     return {
         "dim": dim,
-        "ff_dim": an_int("ff_dim", ff_dim),
+        "ff_dim": an_int(f"{prefix}ff_dim", ff_dim),
         "bias": a_bool("bias", bias),
         "pre_norm": a_bool("pre_norm", pre_norm),
         "activation": one_of("activation", activation, ACTIVATIONS),
