@@ -5,7 +5,8 @@ Letters:
     H  heads      M  inputs               C  channels of an encoded input       V  width of values, a head (here V = K)
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -68,10 +69,11 @@ class CrossAttention(nn.Module):
         self.to_v = Linear(kv_dim, width, bias=bias)
         self.to_out = Linear(width, dim, bias=bias)
 
-    def forward(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> Tensor:
+    def forward(self, latents_BND: Tensor, inputs: Sequence[Tokens], cache: dict[Hashable, Any] | None = None) -> Tensor:
         """Maps latents `[B, N, D]` and token groups that share one softmax to `[B, N, D]`.
 
-        A sample with nothing to attend to gets zero before the output projection.
+        A sample with nothing to attend to gets zero before the output projection. `cache` is a dict that calls with the same
+        inputs share, see `cross_attention`.
         """
         out_BHNV = cross_attention(
             self._queries(latents_BND),
@@ -84,6 +86,7 @@ class CrossAttention(nn.Module):
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
             implementation=self.attention_implementation,
+            cache=cache,
         )
         return self.to_out(rearrange(out_BHNV, "B H N V -> B N (H V)"))
 

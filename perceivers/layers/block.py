@@ -4,7 +4,7 @@ With `pre_norm` (the published models) each of the two steps is x + f(norm(x)): 
 stream. Without, it is norm(x + f(x)), and the inputs of a cross-attention are not normalised.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,10 +60,13 @@ class CrossAttentionBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
 
-    def forward(self, latents: Tensor, inputs: Sequence[Tokens]) -> Tensor:
-        """Maps latents `[B, N, dim]` and token groups to `[B, N, dim]`; `ValueError` where they do not fit."""
+    def forward(self, latents: Tensor, inputs: Sequence[Tokens], cache: dict[Hashable, Any] | None = None) -> Tensor:
+        """Maps latents `[B, N, dim]` and token groups to `[B, N, dim]`; `ValueError` where they do not fit.
+
+        `cache` is a dict that calls with the same inputs share, see `cross_attention`.
+        """
         self.attention.check(latents, inputs)
-        latents = _step(latents, lambda x: self.attention(x, inputs), self.attention_norm, self.pre_norm)
+        latents = _step(latents, lambda x: self.attention(x, inputs, cache), self.attention_norm, self.pre_norm)
         return _step(latents, self.feed_forward, self.feed_forward_norm, self.pre_norm)
 
     def attention_maps(self, latents: Tensor, inputs: Sequence[Tokens], *, log_scores: bool = False) -> Tensor:

@@ -99,9 +99,10 @@ class LatentEncoder(nn.Module):
     def forward(self, inputs: Sequence[Tokens]) -> Tensor:
         """Reads token groups, which share one softmax, into latents `[B, N, D]`."""
         latents_BND = self._initial(inputs)
-        for cross_attention, latent_transformers in self.layers():
+        caches = {cross: {} for cross in self.config["layers_indice"]}  # layers that share weights share what these make
+        for cross, (cross_attention, latent_transformers) in zip(self.config["layers_indice"], self.layers(), strict=True):
             if cross_attention is not None:
-                latents_BND = cross_attention(latents_BND, inputs)
+                latents_BND = cross_attention(latents_BND, inputs, caches[cross])
             latents_BND = latent_transformers(latents_BND)
         return latents_BND
 
