@@ -137,8 +137,9 @@ class Tokens:
         if self.positions is None or self.positions.starts is None:
             x = torch.cat([content, *features], dim=-1)
         else:
-            blocks, channels = zip([0, *self.starts], [content, *features], strict=True), self.num_channels
-            x = sum(F.pad(block, (start, channels - start - block.shape[-1])) for start, block in blocks)
+            x = F.pad(content, (0, self.num_channels - content.shape[-1]))
+            for start, block in zip(self.starts, features, strict=True):
+                x = x + F.pad(block, (start, x.shape[-1] - start - block.shape[-1]))
         if self.constant is not None:
             x = F.pad(x, (0, len(self.constant) - x.shape[-1])) + self.constant
         return x.flatten(1, -2)
