@@ -66,7 +66,7 @@ def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name
     check_mask(mask, ids.shape, shape)
     ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
     # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
-    if ids.numel() > 0 and not torch.compiler.is_compiling() and not ids.is_cuda:
+    if ids.numel() > 0 and not torch.compiler.is_compiling() and ids.device.type == "cpu":
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= count:
             raise ValueError(f"{name} has ids from {low} to {high}, but {count_name}={count}: ids are 0 to {count - 1}")
