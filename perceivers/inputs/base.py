@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import a_list, an_int, one_of
+from perceivers.inputs.ragged import pad_ragged
 from perceivers.ops.tokens import Positions, check_array, check_mask
 from perceivers.position import FourierFeatures, grid_coordinates
 
@@ -73,6 +74,13 @@ class InputModule(nn.Module):
         dtype = next((parameter.dtype for parameter in self.parameters()), x.dtype)
         if x.dtype.itemsize > 4 and x.dtype != dtype:
             raise ValueError(f"x is {x.dtype} but the model is {dtype}: convert one, x.float() or model.double()")
+
+
+def linear_map(linear: nn.Linear | None, num_channels: int) -> dict[str, Any]:
+    """The arguments of `Tokens` for a linear map of the content, whose bias reaches only the map's own channels."""
+    if linear is None:
+        return {}
+    return {"embedding": linear.weight, "constant": F.pad(linear.bias, (0, num_channels - linear.out_features))}
 
 
 def a_shape(data_shape: Sequence[int], axes: range = range(1, 5)) -> list[int]:
@@ -155,49 +163,16 @@ class Grid:
         return Positions(features.tables(lengths, dtype=dtype, device=content.device))
 
 
-def pad_ragged(
-    arrays: Sequence[Tensor], masks: Sequence[Tensor] | None = None, *, channel_axes: int = 1, axes: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Makes one array of arrays with different lengths: shorter ones are padded with zeros, and the padding is masked.
-
-    Args:
-        arrays: B arrays, `[C, *axes]`, or `[*axes]` without channels.
-        masks: For each `[*axes]`, bool; `None` for True everywhere.
-        channel_axes: Number of leading axes that are the same for all arrays.
-        axes: Number of axes whose lengths differ.
-
-    Returns:
-        `[B, C, *axes]`, its mask `[B, *axes]`, and the arrays' own lengths `[B, axes]`.
-
-    Raises:
-        ValueError: If an entry is no tensor, has other axes, other channels, another dtype, or is empty.
-    """
-    for i, array in enumerate(arrays):
-        if not isinstance(array, Tensor) or array.ndim != channel_axes + axes:
-            got = f"has shape {list(array.shape)}" if isinstance(array, Tensor) else f"is a {type(array).__name__}"
-            shape = "[C, *axes]" if channel_axes else "[*axes]"
-            raise ValueError(
-                f"x[{i}] {got}, but a list of tensors {shape} with {channel_axes + axes} axes is needed, one a sample"
-            )
-        if array.shape[:channel_axes] != arrays[0].shape[:channel_axes] or array.dtype != arrays[0].dtype:
-            raise ValueError(
-                f"x[{i}] has shape {list(array.shape)} and {array.dtype}, x[0] has {list(arrays[0].shape)} and"
-                f" {arrays[0].dtype}: make channels and dtype equal"
-            )
-        if 0 in array.shape:
-            raise ValueError(f"x[{i}] has shape {list(array.shape)} with an empty axis: leave it out, or mask one element")
-    if not arrays:
-        raise ValueError("x is an empty list: give at least one array")
-    if masks is not None and (not isinstance(masks, list | tuple) or len(masks) != len(arrays)):
-        raise ValueError(f"mask is a {type(masks).__name__}, but x is a list of {len(arrays)} arrays: give a list of as many")
-    for i, mask in enumerate(masks or ()):
-        check_mask(mask, arrays[i].shape[channel_axes:], f"that of x[{i}]")
-    lengths = torch.tensor([list(array.shape[channel_axes:]) for array in arrays])
-    longest = lengths.amax(0).tolist()
-
-    def pad(array: Tensor) -> Tensor:
-        missing = [most - n for most, n in zip(longest, array.shape[array.ndim - axes :], strict=True)]
-        return F.pad(array, [edge for count in reversed(missing) for edge in (0, count)])
-
-    own = masks or [array.new_ones(array.shape[channel_axes:], dtype=torch.bool) for array in arrays]
-    return torch.stack([pad(array) for array in arrays]), torch.stack([pad(mask) for mask in own]), lengths
+def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name: str, mask: Tensor | None) -> Tensor:
+    """Returns ids with 0 under a False mask; raises `ValueError` unless they are integers from 0 to `count - 1`."""
+    if not isinstance(ids, Tensor) or ids.ndim != ndim or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        got = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise ValueError(f"{name} is {got}, but an integer tensor {shape} is needed: convert it, such as {name}.long()")
+    check_mask(mask, ids.shape, shape)
+    ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
+    # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
+    if ids.numel() > 0 and not torch.compiler.is_compiling() and not ids.is_cuda:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} has ids from {low} to {high}, but {count_name}={count}: ids are 0 to {count - 1}")
+    return ids

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from perceivers._checks import an_int, one_of
 from perceivers.inputs.base import InputModule, Located
+from perceivers.inputs.ragged import index_of
 from perceivers.ops.tokens import Positions, Tokens
 
 
@@ -88,7 +89,8 @@ class Multimodal(InputModule):
     def reset_parameters(self) -> None:
         """Draws new padding and mask vectors: normal with deviation 0.02, cut at two of them, as in DeepMind's code."""
         for vector in [*self.padding.values(), *self.mask_tokens.values()]:
-            nn.init.trunc_normal_(vector, std=0.02, a=-0.04, b=0.04)
+            if vector.numel() > 0:  # the widest modality may need no padding
+                nn.init.trunc_normal_(vector, std=0.02, a=-0.04, b=0.04)
 
     def module(self, name: str) -> InputModule:
         """The input module of a modality."""
@@ -131,12 +133,8 @@ class Multimodal(InputModule):
 
     def _encode(self, name: str, x: Any, mask: Any) -> list[Tokens]:
         whole = mask if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 1 else None
-        groups = self.module(name)(x, mask if whole is None else None)
+        groups = self.module(name)(x, mask) if whole is None else self.module(name)(_clear(x, whole))
         if whole is not None:
-            if len(whole) != groups[0].content.shape[0]:
-                raise ValueError(
-                    f"mask of {name!r} has shape {list(whole.shape)}, but [{groups[0].content.shape[0]}] is needed"
-                )
             groups = [restrict(group, whole) for group in groups]
         groups = [self._pad(group, self.padding[name]) for group in groups]
         if name in self.mask_probs and (self.training or self.mask_when == "always"):
@@ -202,24 +200,19 @@ def replace_by(group: Tokens, vector: Tensor, replaced: Tensor) -> Tokens:
     The group stays factored: content is zeroed there, each table has a row of zeros for it, and one more table holds the
     constant for the others and the vector for them.
     """
-    batch, rows = group.content.shape[0], group.num_inputs
     width = group.num_channels
     constant = vector.new_zeros(0) if group.constant is None else group.constant
-    tables = [torch.stack([F.pad(constant, (0, width - len(constant))), vector])]
-    index = [replaced.flatten(1).long()]
-    for a, table in enumerate(group.tables):
-        length = table.shape[-2]
-        if group.index is not None:
-            i_BM = group.index[..., a]
-        else:
-            steps = torch.arange(length, device=vector.device)
-            shape = [-1 if axis == a else 1 for axis in range(len(group.tables))]
-            i_BM = steps.reshape(shape).expand(group.content.shape[2:]).reshape(1, rows).expand(batch, -1)
-        index.append(i_BM.masked_fill(replaced.flatten(1), length))
-        tables.append(F.pad(table, (0, 0, 0, 1)))
+    either = torch.stack([F.pad(constant, (0, width - len(constant))), vector])
+    replaced_BM1 = replaced.flatten(1).unsqueeze(-1)
+    lengths = torch.tensor([table.shape[-2] for table in group.tables], dtype=torch.long, device=vector.device)
+    index = torch.where(replaced_BM1, lengths, index_of(group))
     return Tokens(
         content=group.content.masked_fill(replaced.unsqueeze(1), 0).flatten(2),
-        positions=Positions(tables, torch.stack(index, dim=-1), [0, *group.starts]),
+        positions=Positions(
+            tables=[either, *(F.pad(table, (0, 0, 0, 1)) for table in group.tables)],
+            index=torch.cat([replaced_BM1.long(), index], dim=-1),
+            starts=[0, *group.starts],
+        ),
         mask=None if group.mask is None else group.mask.flatten(1),
         embedding=group.embedding,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from perceivers._checks import an_int, one_each
-from perceivers.inputs.base import Grid, InputModule, Located, a_shape
+from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
 from perceivers.position import FourierFeatures
@@ -92,8 +92,7 @@ def patch_tokens(grid: Grid, patch_size: Sequence[int], linear: Linear | None, f
         content=content,
         positions=grid.positions(features, content, patch_size),
         mask=mask,
-        embedding=None if linear is None else linear.weight,
-        constant=None if linear is None else linear.bias,
+        **linear_map(linear, 0 if linear is None else linear.out_features + features.num_channels),
     )
 
 
