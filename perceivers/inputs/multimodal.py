@@ -177,7 +177,8 @@ class Multimodal(InputModule):
 def _clear(x: Any, present: Tensor) -> Any:
     """Zeros for samples that are not present, so that what they hold is neither checked nor mixed into statistics."""
     if isinstance(x, Located):
-        return Located(_clear(x.values, present), _clear(x.coordinates, present))
+        shared = not isinstance(x.coordinates, Tensor) or x.coordinates.ndim == 1  # by all samples
+        return Located(_clear(x.values, present), x.coordinates if shared else _clear(x.coordinates, present))
     if isinstance(x, Mapping):
         return {name: _clear(value, present) for name, value in x.items()}
     if not isinstance(x, Tensor):

@@ -162,6 +162,17 @@ def test_missing_modalities_have_no_effect():
     torch.testing.assert_close(out[:1], layer(module)(latents[:1], module(first)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("times", [torch.rand(5), torch.rand(B, 5)], ids=["shared", "own"])
+def test_missing_series(times):
+    series = TimeSeries(num_variables=2, start=0, stop=1, resolution=4, variable_channels=3, num_bands=2)
+    module = Multimodal(modalities={"sensors": series, "label": Labels(num_classes=3)})
+    x = {"sensors": Located(torch.randn(B, 2, 5), times), "label": torch.tensor([0, 1])}
+    groups = module.by_modality(x, {"sensors": torch.tensor([False, True])})
+    assert groups["sensors"][0].flat_mask().tolist() == [[False] * 10, [True] * 10]
+    wanted = module.by_modality(x)["sensors"][0].encoded()[1]
+    assert torch.equal(groups["sensors"][0].encoded()[1], wanted)
+
+
 def test_masks_of_one_modality():
     module, x = multimodal(), multimodal_data()
     mask = torch.ones(B, 24, dtype=torch.bool)

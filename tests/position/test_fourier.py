@@ -81,7 +81,7 @@ def test_given_coordinates():
     first, second = features.tables_at(given, dtype=torch.float64)
     assert torch.equal(first, features.tables([5, 6], dtype=torch.float64, device=CPU)[0])
     assert second.shape == (2, 6, 7)
-    for x, row in zip(given[1].flatten(), second.flatten(0, 1), strict=True):
+    for x, row in zip(given[1].flatten().tolist(), second.flatten(0, 1), strict=True):
         wanted = [x, *(math.sin(math.pi * f * x) for f in (1, 5.5, 10)), *(math.cos(math.pi * f * x) for f in (1, 5.5, 10))]
         assert row.tolist() == pytest.approx(wanted, abs=1e-12)
     assert all(table.dtype == torch.float32 for table in features.tables_at(given, dtype=torch.bfloat16))

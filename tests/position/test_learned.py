@@ -16,9 +16,9 @@ def test_its_own_grid():
         positions([4, 3])
 
 
-@pytest.mark.parametrize("axes", [[5], [4, 5], [3, 4, 5]], ids=str)
+@pytest.mark.parametrize("axes", [[5], [3, 4, 5]], ids=str)
 def test_resampling_keeps_what_is_linear(axes):
-    """Vectors that grow linearly along an axis do so at another length; where they end, ends are held."""
+    """Vectors that grow linearly along an axis do so at another length; bicubic ones are compared with transformers'."""
     positions = LearnedPositions(axes=axes, num_channels=len(axes), resample="cubic").double()
     ramp = torch.stack(torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in axes), indexing="ij"), -1)
     positions.embeddings.data.copy_(ramp.flatten(0, -2))
