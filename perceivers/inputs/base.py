@@ -3,15 +3,15 @@
 Letters: B batch, C channels, A axes, n_a length of axis a.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from perceivers._checks import a_list, an_int, one_of
+from perceivers._checks import a_list, an_int
+from perceivers._parts import Part
 from perceivers.inputs.ragged import pad_ragged
 from perceivers.ops.tokens import Positions, check_array, check_mask
 from perceivers.position import FourierFeatures, grid_coordinates
@@ -29,7 +29,7 @@ class Located(NamedTuple):
     coordinates: Any
 
 
-class InputModule(nn.Module):
+class InputModule(Part, argument="inputs"):
     """Turns data of one kind into token groups: `forward(x, mask=None) -> list[Tokens]`, which share one softmax.
 
     True in a mask is what may be attended to, and what lies under False, even NaN, has no effect. Tokens keep the parts of an
@@ -38,36 +38,9 @@ class InputModule(nn.Module):
     Attributes:
         num_channels: Channels of an encoded input.
         config: All arguments of the constructor, every default resolved, ready for JSON.
-        kinds: Every subclass by its name.
     """
 
-    kinds: ClassVar[dict[str, type["InputModule"]]] = {}
     num_channels: int
-    config: dict[str, Any]
-
-    def __init_subclass__(cls) -> None:
-        InputModule.kinds[cls.__name__] = cls
-
-    def describe(self) -> dict[str, Any]:
-        """The configuration with the kind of module, from which `create` makes one like it."""
-        return {"kind": type(self).__name__, **self.config}
-
-    @staticmethod
-    def create(description: "InputModule | Mapping[str, Any]") -> "InputModule":
-        """Makes a module from what `describe` returned, such as `{"kind": "Labels", "num_classes": 700}`.
-
-        A module is returned as it is.
-
-        Raises:
-            ValueError: If the kind is unknown, or an argument does not fit.
-            TypeError: If an argument is none of that kind's.
-        """
-        if isinstance(description, InputModule):
-            return description
-        if not isinstance(description, Mapping):
-            raise ValueError(f"input={description!r} must be an input module or a dict with 'kind' and its arguments")
-        kind = one_of("kind", description.get("kind"), sorted(InputModule.kinds))
-        return InputModule.kinds[kind](**{name: value for name, value in description.items() if name != "kind"})
 
     def check_dtype(self, x: Tensor) -> None:
         """Raises `ValueError` where float64 would meet parameters of another dtype."""
@@ -76,11 +49,9 @@ class InputModule(nn.Module):
             raise ValueError(f"x is {x.dtype} but the model is {dtype}: convert one, x.float() or model.double()")
 
 
-def linear_map(linear: nn.Linear | None, num_channels: int) -> dict[str, Any]:
-    """The arguments of `Tokens` for a linear map of the content, whose bias reaches only the map's own channels."""
-    if linear is None:
-        return {}
-    return {"embedding": linear.weight, "constant": F.pad(linear.bias, (0, num_channels - linear.out_features))}
+def linear_map(linear: nn.Linear | None) -> dict[str, Any]:
+    """The arguments of `Tokens` for a linear map of the content."""
+    return {} if linear is None else {"embedding": linear.weight, "constant": linear.bias}
 
 
 def a_shape(data_shape: Sequence[int], axes: range = range(1, 5)) -> list[int]:
@@ -171,7 +142,7 @@ def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name
     check_mask(mask, ids.shape, shape)
     ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
     # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
-    if ids.numel() > 0 and not torch.compiler.is_compiling() and not ids.is_cuda:
+    if ids.numel() > 0 and not torch.compiler.is_compiling() and ids.device.type == "cpu":
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= count:
             raise ValueError(f"{name} has ids from {low} to {high}, but {count_name}={count}: ids are 0 to {count - 1}")

@@ -76,7 +76,7 @@ class FramePairs(InputModule):
                 content=content,
                 positions=grid.positions(self.features, content),
                 mask=grid.mask,
-                **linear_map(self.linear, self.num_channels),
+                **linear_map(self.linear),
             )
         ]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import an_int, one_of
+from perceivers._parts import describe
 from perceivers.inputs.base import InputModule, Located
 from perceivers.inputs.ragged import index_of
 from perceivers.ops.tokens import Positions, Tokens
@@ -64,7 +65,11 @@ class Multimodal(InputModule):
                 raise ValueError(f"modalities has the name {name!r}: choose a string without dots that is no method of a dict")
         one_of("order", order, ("sorted", "given"))
         self.names = sorted(modalities) if order == "sorted" else list(modalities)
-        self.modalities = nn.ModuleDict({name: InputModule.create(modalities[name]) for name in self.names})
+        parts = {name: InputModule.create(modalities[name]) for name in self.names}
+        for name, part in parts.items():
+            if not isinstance(part, InputModule):
+                raise ValueError(f"modality {name!r} is a {type(part).__name__}, no perceivers.inputs.InputModule: give one")
+        self.modalities = nn.ModuleDict(parts)
         widths = {name: self.module(name).num_channels for name in self.names}
         self.num_channels = max(widths.values()) + an_int("min_padding_size", min_padding_size, 0)
         self.mask_probs = self._probabilities("mask_probs", mask_probs)
@@ -76,7 +81,7 @@ class Multimodal(InputModule):
         )
         self.mask_tokens = nn.ParameterDict({name: nn.Parameter(torch.empty(self.num_channels)) for name in self.mask_probs})
         self.config: dict[str, Any] = {
-            "modalities": {name: self.module(name).describe() for name in self.names},
+            "modalities": {name: describe(self.modalities[name]) for name in self.names},
             "min_padding_size": min_padding_size,
             "order": order,
             "mask_probs": self.mask_probs,

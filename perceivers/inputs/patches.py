@@ -4,16 +4,17 @@ Letters: B batch, C channels, A axes, n_a length of axis a, p_a length of a patc
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from perceivers._checks import an_int, one_each
+from perceivers._checks import an_int, one_each, one_of
 from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
-from perceivers.position import FourierFeatures
+from perceivers.position import FourierFeatures, by_kinds
 
 
 class Patches(InputModule):
@@ -31,6 +32,9 @@ class Patches(InputModule):
         resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for the number of
             patches.
         frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        feature_order: "axes" (coordinate, sines and cosines of the first axis, then of the next) or "kinds" (coordinates
+            of all axes, then sines, then cosines, as in DeepMind's code). It matters only for weights from there that
+            several modalities share; elsewhere a permutation of the weights does the same.
 
     Raises:
         ValueError: If an argument is out of range or does not fit the others; the message names it.
@@ -45,6 +49,7 @@ class Patches(InputModule):
         num_bands: int = 64,
         resolution: float | Sequence[float] | None = None,
         frequency_base: float | None = None,
+        feature_order: str = "axes",
     ) -> None:
         super().__init__()
         shape = a_shape(data_shape)
@@ -59,6 +64,7 @@ class Patches(InputModule):
             "patch_size": self.patch_size,
             "embed_dim": embed_dim,
             **self.features.config,
+            "feature_order": one_of("feature_order", feature_order, ("axes", "kinds")),
         }
 
     def forward(self, x: Tensor | Located | Sequence[Tensor], mask: Any = None) -> list[Tokens]:
@@ -79,7 +85,11 @@ class Patches(InputModule):
                     _check_multiples(array.shape[1:], self.patch_size)
         grid = Grid.of(x, mask, self.config["data_shape"], self)
         _check_multiples(grid.values.shape[2:], self.patch_size)
-        return [patch_tokens(grid, self.patch_size, self.linear, self.features)]
+        tokens = patch_tokens(grid, self.patch_size, self.linear, self.features)
+        if self.config["feature_order"] == "kinds" and tokens.positions is not None:
+            starts = [tokens.content_width] * len(self.patch_size)
+            tokens = replace(tokens, positions=replace(tokens.positions, tables=by_kinds(tokens.tables), starts=starts))
+        return [tokens]
 
 
 def patch_tokens(grid: Grid, patch_size: Sequence[int], linear: Linear | None, features: FourierFeatures) -> Tokens:
@@ -92,7 +102,7 @@ def patch_tokens(grid: Grid, patch_size: Sequence[int], linear: Linear | None, f
         content=content,
         positions=grid.positions(features, content, patch_size),
         mask=mask,
-        **linear_map(linear, 0 if linear is None else linear.out_features + features.num_channels),
+        **linear_map(linear),
     )
 
 

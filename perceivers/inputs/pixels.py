@@ -121,6 +121,6 @@ class LearnedPixels(InputModule):
                 content=grid.values.flatten(2),
                 positions=positions,
                 mask=None if grid.mask is None else grid.mask.flatten(1),
-                **linear_map(self.linear, self.num_channels),
+                **linear_map(self.linear),
             )
         ]

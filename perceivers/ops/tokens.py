@@ -52,8 +52,8 @@ class Tokens:
         positions: Their position features; `None` for content that carries its own.
         mask: `[B, *axes]`, bool, True where an input may be attended; `None` for everywhere.
         embedding: E, a linear map of the content to the first channels, `[C_e, U]`; `None` for the content itself.
-        constant: Added to every encoded input, `[C]`: the bias of a linear map, a modality's code, or both. It may be
-            wider than content and positions reach.
+        constant: Added to the first channels of every encoded input, `[C]` or shorter: the bias of a linear map, a
+            modality's code, or both. It may be wider than content and positions reach.
     """
 
     content: Tensor
@@ -137,10 +137,13 @@ class Tokens:
         if self.positions is None or self.positions.starts is None:
             x = torch.cat([content, *features], dim=-1)
         else:
-            blocks, channels = zip([0, *self.starts], [content, *features], strict=True), self.num_channels
-            x = sum(F.pad(block, (start, channels - start - block.shape[-1])) for start, block in blocks)
+            x = F.pad(content, (0, self.num_channels - content.shape[-1]))
+            for start, block in zip(self.starts, features, strict=True):
+                x = x + F.pad(block, (start, x.shape[-1] - start - block.shape[-1]))
         if self.constant is not None:
-            x = F.pad(x, (0, len(self.constant) - x.shape[-1])) + self.constant
+            x = F.pad(x, (0, self.num_channels - x.shape[-1])) + F.pad(
+                self.constant, (0, self.num_channels - len(self.constant))
+            )
         return x.flatten(1, -2)
 
     def flat_mask(self) -> Tensor:

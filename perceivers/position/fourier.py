@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers._checks import a_number, an_int, one_each
 
@@ -117,6 +118,25 @@ class FourierFeatures:
         x = coordinates.double().unsqueeze(-1)
         angles = math.pi * x * torch.tensor(self.frequencies[axis], dtype=torch.float64, device=x.device)
         return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
+
+
+def by_kinds(tables: Sequence[Tensor]) -> list[Tensor]:
+    """Orders features as DeepMind's code does: coordinates of all axes, then all sines, then all cosines.
+
+    Args:
+        tables: For each axis `[..., n_a, 1 + 2 K]`.
+
+    Returns:
+        For each axis `[..., n_a, A (1 + 2 K)]`, zero where other axes have their features: they are added, not concatenated.
+    """
+    axes, bands = len(tables), tables[0].shape[-1] // 2
+    spread = []
+    for a, table in enumerate(tables):
+        kinds = table.split([1, bands, bands], dim=-1)
+        spread.append(
+            torch.cat([F.pad(kind, (a * kind.shape[-1], (axes - 1 - a) * kind.shape[-1])) for kind in kinds], dim=-1)
+        )
+    return spread
 
 
 def grid_coordinates(length: int | Tensor, longest: int | None = None, *, device: torch.device | None = None) -> Tensor:

@@ -97,6 +97,13 @@ CASES = {
     "video_patches": Case(
         lambda: Patches(data_shape=[2, 4, 6, 4], patch_size=[2, 3, 2], num_bands=1), _floats(2, 4, 6, 4), (4, 6, 4), 33, 8
     ),
+    "video_patches_by_kinds": Case(
+        lambda: Patches(data_shape=[2, 4, 6, 4], patch_size=[2, 3, 2], embed_dim=3, num_bands=1, feature_order="kinds"),
+        _floats(2, 4, 6, 4),
+        (4, 6, 4),
+        3 + 9,
+        8,
+    ),
     "frame_pairs": Case(
         lambda: FramePairs(data_shape=[3, 4, 5], embed_dim=8, num_bands=2), _floats(3, 2, 4, 5), (4, 5), 18, 20
     ),

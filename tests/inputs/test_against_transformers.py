@@ -122,6 +122,8 @@ def test_video_patches(peer, temporal):
     ours = Patches(data_shape=[3, 4, 12, 10], patch_size=[temporal, 2, 2], num_bands=3)
     x = torch.randn(B, 3, 4, 12, 10)
     assert_same(ours, theirs, x, x.transpose(1, 2), columns(12 * temporal, 3, 3))
+    as_theirs = Patches(**{**ours.config, "feature_order": "kinds"})
+    assert_same(as_theirs, theirs, x, x.transpose(1, 2), slice(None))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from inputs.cases import B, multimodal, multimodal_data
 
 from accuracy import draw_parameters
+from perceivers._parts import describe
 from perceivers.inputs import InputModule, Labels, Located, Multimodal, Pixels, TimeSeries
 from perceivers.inputs.multimodal import replace_by
 from perceivers.layers import CrossAttention
@@ -47,7 +48,7 @@ def test_order(order):
 
 def test_config():
     module = multimodal(min_padding_size=3, order="given", mask_probs={"image": 0.5}, drop_probs={"audio": 0.3})
-    same = InputModule.create(json.loads(json.dumps(module.describe())))
+    same = InputModule.create(json.loads(json.dumps(describe(module))))
     assert same.config == module.config
     same.load_state_dict(module.state_dict())
     assert {name: p.shape for name, p in module.named_parameters() if "." in name and "modalities" not in name} == {

@@ -119,7 +119,7 @@ class Call:
         return self.scale * (self.q_BHNK.to(k_HK.dtype) * k_HK.unflatten(0, (self.heads, 1, -1))).sum(-1)
 
     def with_bias(self, out_BHNV: Tensor, b_v: Tensor | None, s_BHN1: Tensor | float) -> Tensor:
-        """Adds the folded bias of the values to sum_m A_m (w_v x^_m), where s = sum_m A_m is 1, or 0 with nothing to attend to.
+        """Adds the folded bias of the values to sum_m A_m (w_v x^_m), where s = sum_m A_m: 1, or 0 with nothing to attend to.
 
         The bias of the keys has no effect; it stays part of the graph, with a gradient of zero, as in the definition.
         """

@@ -24,7 +24,7 @@ class Partial:
 
     Attributes:
         z_BHNV: sum over m of e^(S_m - max) v_m.
-        max_BHN: The largest score, or any number near it, such as the logarithm of the sum; -inf where nothing may be attended.
+        max_BHN: The largest score, or a number near it, such as the logarithm of the sum; -inf where nothing may be attended.
         sum_BHN: sum over m of e^(S_m - max), 0 where nothing may be attended.
     """
 

@@ -57,10 +57,9 @@ def _attend(call: Call) -> tuple[Partial, Tensor | None]:
     """All groups together, in float32 at least and without the folded bias of the values, which is returned beside."""
     dtype = torch.promote_types(call.q_BHNK.dtype, torch.float32)
     with torch.autocast(call.q_BHNK.device.type, enabled=False):
-        projections = call.once("projections", call.folded_projections)
-        w_k, w_v, b_v = (None if w is None else w.to(dtype) for w in projections)
-        groups = range(len(call.inputs))
-        return merge(_attend_to_group(call, call.q_BHNK.to(dtype), w_k, w_v, g) for g in groups), b_v
+        w_k, w_v, b_v = call.once("projections", call.folded_projections)
+        w_k, w_v, q_BHNK = w_k.to(dtype), w_v.to(dtype), call.q_BHNK.to(dtype)
+        return merge(_attend_to_group(call, q_BHNK, w_k, w_v, g) for g in range(len(call.inputs))), b_v
 
 
 def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: int) -> Partial:

@@ -142,10 +142,8 @@ def test_calls_from_several_threads_and_after_fork(instruction_set):
     if hasattr(os, "fork") and threading.active_count() == 1:
         child = os.fork()
         if child == 0:
-            same = all(
-                torch.equal(a, b)
-                for a, b in zip(native.forward(native.Operands(*arguments[:4], arguments[5])), wanted, strict=True)
-            )
+            same_call = native.Operands(*arguments[:4], arguments[5])
+            same = all(torch.equal(a, b) for a, b in zip(native.forward(same_call), wanted, strict=True))
             os._exit(0 if same else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
