@@ -77,8 +77,6 @@ class InducedSetAttention(nn.Module):
         self.latents = nn.Parameter(torch.empty(an_int("num_latent_tokens", num_latent_tokens), self.dim))
         self.read = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
         self.write = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
-        # "auto" decides by the number of queries, here the elements: an exported graph would be tied to a range of it.
-        self.write.attention.set_attention_implementation("dense")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
