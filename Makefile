@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-slow lint wheel-test bench clean
+.PHONY: demo test test-slow lint wheel-test sanitize bench clean
 
 demo: .venv/.demo
 	.venv/bin/python examples/Perceiver/demo.py $(ARGS)
@@ -22,6 +22,9 @@ lint: .venv/.all
 
 wheel-test: .venv/.all
 	.venv/bin/python tools/wheel_test.py $(ARGS)
+
+sanitize: .venv/.all
+	.venv/bin/python tools/sanitize.py $(ARGS)
 
 bench: .venv/.all
 	.venv/bin/python -m benchmarks.cross_attention $(ARGS)

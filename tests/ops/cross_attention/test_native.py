@@ -200,12 +200,18 @@ def test_infinite_and_nan_content_shows(instruction_set):
     assert r[1:].isfinite().all()
 
 
-def test_calls_from_several_threads_and_after_fork(instruction_set):
+def test_calls_from_several_threads(instruction_set):
     arguments = operands()
     wanted = separable_attention(*arguments)
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: separable_attention(*arguments), range(20)):
             assert all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True))
+
+
+def test_calls_after_fork(instruction_set):
+    """A child has none of the team's threads, and starts its own."""
+    arguments = operands()
+    wanted = separable_attention(*arguments)
     if hasattr(os, "fork") and threading.active_count() == 1:
         child = os.fork()
         if child == 0:
