@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from accuracy import Case, assert_accurate, assert_varies
 from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention, explain, merge, partial
-from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.maps import attention_maps
 from perceivers.ops.tokens import Positions, Tokens
 
