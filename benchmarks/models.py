@@ -33,7 +33,7 @@ def main() -> None:
     rows = []
     print(f"{'model':26} {'mode':8} {'what':20} {'median ms':>10} {'ratio':>7}")
     for name, comparison in COMPARISONS.items():
-        if arguments.only in name and (comparison.bench or arguments.full or arguments.quick):
+        if arguments.only in name and (comparison.bench or arguments.full):
             rows += compare(name, comparison, quick=arguments.quick)
     if arguments.keep:
         keep("models", rows)

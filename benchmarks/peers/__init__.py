@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
+MADE = "made"  # an environment without this file is not complete
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def interpreter(subject: str) -> Path:
     peer = PEERS.get(subject)
     if peer is None:
         return Path(sys.executable)
-    python = ENVIRONMENTS / subject / "bin" / "python"
-    if python.exists():
-        return python
+    environment = ENVIRONMENTS / subject
+    if (environment / MADE).exists():
+        return environment / "bin" / "python"
     if importlib.util.find_spec(peer.module):
         return Path(sys.executable)
     raise LookupError(f"{subject} is not installed: python -m benchmarks.peers {subject}")

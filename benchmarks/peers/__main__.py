@@ -1,15 +1,14 @@
 """Makes the environments of the peers: `python -m benchmarks.peers [NAME ...]`, all of them without a name."""
 
 import argparse
-import shutil
 import subprocess
 import venv
 
-from benchmarks.peers import ENVIRONMENTS, PEERS, ROOT
+from benchmarks.peers import ENVIRONMENTS, MADE, PEERS, ROOT
 
 
 def main() -> None:
-    """Makes those that are missing; one that fails leaves nothing, and does not keep the others from being made."""
+    """Makes those that are missing; one that fails does not keep the others from being made."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PEERS))
     names = parser.parse_args().names or list(PEERS)
@@ -23,9 +22,9 @@ def main() -> None:
 def make(name: str) -> bool:
     """Makes one environment with the version of PyTorch that ours has; returns whether it is there."""
     folder = ENVIRONMENTS / name
-    if folder.exists():
+    if (folder / MADE).exists():
         return True
-    venv.create(folder, with_pip=True)
+    venv.create(folder, clear=True, with_pip=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "-c", ROOT / "constraints.txt"]
     try:
         for arguments in ("torch numpy", *PEERS[name].installs):
@@ -33,8 +32,8 @@ def make(name: str) -> bool:
         subprocess.run([folder / "bin" / "python", "-c", f"import {PEERS[name].module}"], check=True)
     except subprocess.CalledProcessError as error:
         print(error)
-        shutil.rmtree(folder)
         return False
+    (folder / MADE).touch()
     return True
 
 
