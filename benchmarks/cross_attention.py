@@ -1,6 +1,6 @@
 """Cross-attention from latents to an encoded array: every implementation, and peers on the same weights.
 
-    python -m benchmarks.cross_attention [--quick | --full] [--only NAME] [--keep]
+    python -m benchmarks.cross_attention [--quick | --full] [--only PATTERN] [--keep]
 
 The work: content beside position tables in, attention of all latents out, before the output projection. For transformers
 that is concatenation and its `PerceiverSelfAttention`, for KeOps a formula (`benchmarks.peers.keops`), where it is installed
@@ -9,10 +9,10 @@ against `dense`, above 1 is faster than it; how `dense` compares with transforme
 more sizes, and one thread beside all. The last line is one JSON document.
 """
 
-import argparse
 import json
 import tempfile
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.harness import MODES, Subject, differences, keep, row, times
+from benchmarks.harness import MODES, Subject, differences, keep, parser, row, times
 from benchmarks.processes import Process
 from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
 from perceivers.ops.cross_attention.call import Call
@@ -59,23 +59,19 @@ KEOPS_PAIRS, KEOPS_PAIRS_FULL = 1 << 20, 1 << 25  # of queries and inputs: it ta
 
 def main() -> None:
     """Measures, prints a table, keeps rows where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one small size, to see that all of it runs")
-    parser.add_argument("--full", action="store_true", help="all sizes, with one thread and with all")
-    parser.add_argument("--only", default="", metavar="NAME", help="sizes whose name contains this")
-    parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
-    arguments = parser.parse_args()
+    options = parser(__doc__, only="sizes")
+    options.add_argument("--full", action="store_true", help="all sizes, with one thread and with all")
+    arguments = options.parse_args()
     rows = []
     all_threads = torch.get_num_threads()
     print(f"{'size':16} {'threads':>7} {'mode':8} {'what':16} {'median ms':>10} {'ratio':>7}")
     for name, size in (QUICK if arguments.quick else SIZES | (MORE_SIZES if arguments.full else {})).items():
         for threads in sorted({1, all_threads} if arguments.full else {all_threads}):
-            if arguments.only in name:
+            if fnmatch(name, arguments.only):
                 torch.set_num_threads(threads)
-                rows += compare(name, size, arguments.quick, KEOPS_PAIRS_FULL if arguments.full else KEOPS_PAIRS)
+                measured = compare(name, size, arguments.quick, KEOPS_PAIRS_FULL if arguments.full else KEOPS_PAIRS)
+                rows += keep("cross_attention", measured) if arguments.keep else measured
     torch.set_num_threads(all_threads)
-    if arguments.keep:
-        keep("cross_attention", rows)
     print(json.dumps(rows))
 
 

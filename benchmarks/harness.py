@@ -1,5 +1,6 @@
 """Times functions side by side and keeps rows with everything that is needed to read them later."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -16,6 +17,15 @@ from torch import Tensor
 RESULTS = Path(__file__).parent / "results"
 MODES = ("forward", "step")
 TOLERANCE = 1e-3  # of the largest number of a result: float32, up to 48 layers
+
+
+def parser(doc: str | None, only: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; `only` says what `--only` chooses from."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all of it runs")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help=f"{only} whose name matches")
+    parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
+    return parser
 
 
 class Subject:
@@ -100,13 +110,14 @@ def row(measured: list[float], **facts: Any) -> dict[str, Any]:
     return {**facts, **{name: round(value, 3) for name, value in percentiles.items()}, "calls": len(measured)}
 
 
-def keep(name: str, rows: list[dict[str, Any]]) -> None:
-    """Appends the rows to `results/{name}.jsonl`, each with the facts of the machine."""
+def keep(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Appends the rows to `results/{name}.jsonl`, each with the facts of the machine, and returns them."""
     RESULTS.mkdir(exist_ok=True)
     facts = machine()
     with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         for line in rows:
             file.write(json.dumps({**facts, **line}) + "\n")
+    return rows
 
 
 def _processor() -> str:

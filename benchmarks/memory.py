@@ -1,6 +1,6 @@
 """Peak memory of a fresh process, at growing sizes of the picture, within a budget.
 
-    python -m benchmarks.memory [--quick] [--only NAME] [--budget GIB] [--seconds S] [--keep]
+    python -m benchmarks.memory [--quick] [--only PATTERN] [--budget GIB] [--seconds S] [--keep]
 
 Published models and their peers, and 3840 x 2160, which is for ours alone. For each a row:
 
@@ -16,13 +16,14 @@ are they after a call that took longer than `--seconds`. The last line is one JS
 import argparse
 import json
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.cases import COMPARISONS, QUICK, write
-from benchmarks.harness import MODES, keep
+from benchmarks.harness import MODES, keep, parser
 from benchmarks.processes import Failed, Process
 
 MODELS = ("fourier_1cross", "fourier")
@@ -33,23 +34,19 @@ FOUR_K = (2160, 3840)  # beyond what the peers can hold
 
 def main() -> None:
     """Measures, prints a table, keeps rows where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all of it runs")
-    parser.add_argument("--only", default="", metavar="NAME", help="models whose name contains this")
-    parser.add_argument("--budget", type=float, default=12, metavar="GIB", help="memory a process may hold (12)")
-    parser.add_argument("--seconds", type=float, default=120, metavar="S", help="after a slower call, no larger size (120)")
-    parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
-    arguments = parser.parse_args()
+    options = parser(__doc__, only="models")
+    options.add_argument("--budget", type=float, default=12, metavar="GIB", help="memory a process may hold (12)")
+    options.add_argument("--seconds", type=float, default=120, metavar="S", help="after a slower call, no larger size (120)")
+    arguments = options.parse_args()
     rows = []
     print(f"{'model':16} {'mode':8} {'what':14} {'picture':>12}" + "".join(f"{column:>11}" for column in COLUMNS))
     for name in MODELS:
         for what in ("ours", COMPARISONS[name].peer):
             for mode in MODES:
                 pictures = [(12, 10)] if arguments.quick else [*PICTURES, *([FOUR_K] if what == "ours" else [])]
-                if arguments.only in name:
-                    rows += grow(name, what, mode, pictures, arguments)
-    if arguments.keep:
-        keep("memory", rows)
+                if fnmatch(name, arguments.only):
+                    measured = grow(name, what, mode, pictures, arguments)
+                    rows += keep("memory", measured) if arguments.keep else measured
     print(json.dumps(rows))
 
 

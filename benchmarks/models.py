@@ -1,6 +1,6 @@
 """Whole models and their peers with the same weights, on the same picture: inference, and a training step.
 
-    python -m benchmarks.models [--quick | --full] [--only NAME] [--keep]
+    python -m benchmarks.models [--quick | --full] [--only PATTERN] [--keep]
 
 Each runs in its own process and environment (`python -m benchmarks.peers` makes them; what is not installed is left out,
 and said). Outputs, and gradients of the latents, are compared before anything is timed; then calls take turns. "forward" is
@@ -9,34 +9,30 @@ ours. "latent_transformers" is our model with its cross-attention blocks left ou
 input costs nothing. The last line is one JSON document.
 """
 
-import argparse
 import json
 import tempfile
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import COMPARISONS, QUICK, Comparison, write
-from benchmarks.harness import MODES, differences, keep, row, times
+from benchmarks.harness import MODES, differences, keep, parser, row, times
 from benchmarks.processes import Process
 
 
 def main() -> None:
     """Measures, prints a table, keeps rows where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all of it runs")
-    parser.add_argument("--full", action="store_true", help="all comparisons, not only those of make bench")
-    parser.add_argument("--only", default="", metavar="NAME", help="comparisons whose name contains this")
-    parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
-    arguments = parser.parse_args()
+    options = parser(__doc__, only="models")
+    options.add_argument("--full", action="store_true", help="all comparisons, not only those of make bench")
+    arguments = options.parse_args()
     rows = []
     print(f"{'model':26} {'mode':8} {'what':20} {'median ms':>10} {'ratio':>7}")
     for name, comparison in COMPARISONS.items():
-        if arguments.only in name and (comparison.bench or arguments.full):
-            rows += compare(name, comparison, quick=arguments.quick)
-    if arguments.keep:
-        keep("models", rows)
+        if fnmatch(name, arguments.only) and (comparison.bench or arguments.full):
+            measured = compare(name, comparison, quick=arguments.quick)
+            rows += keep("models", measured) if arguments.keep else measured
     print(json.dumps(rows))
 
 

@@ -57,7 +57,7 @@ def test_models(peer):
 
 
 def test_memory(peer):
-    rows, _ = run("benchmarks.memory", "--quick", "--only", "1cross")
+    rows, _ = run("benchmarks.memory", "--quick", "--only", "fourier_1cross")
     assert [(row["what"], row["mode"]) for row in rows] == [
         (what, mode) for what in ("ours", "transformers") for mode in ("forward", "step")
     ]
