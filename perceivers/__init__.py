@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Perceiver": "perceivers.perceiver",
     "PerceiverBlock": "perceivers.perceiver",
+    "PerceiverIO": "perceivers.perceiver_io",
     "create_model": "perceivers.factory",
     "list_models": "perceivers.factory",
 }
@@ -18,8 +19,9 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from perceivers.factory import create_model, list_models
     from perceivers.perceiver import Perceiver, PerceiverBlock
+    from perceivers.perceiver_io import PerceiverIO
 
-__all__ = ["Perceiver", "PerceiverBlock", "__version__", "create_model", "list_models"]
+__all__ = ["Perceiver", "PerceiverBlock", "PerceiverIO", "__version__", "create_model", "list_models"]
 
 
 def __getattr__(name: str) -> Any:

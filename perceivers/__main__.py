@@ -39,14 +39,16 @@ def _info() -> list[str]:
 def _models() -> list[str]:
     import torch
 
-    from perceivers import create_model, list_models
+    from perceivers import PerceiverIO, create_model, list_models
+    from perceivers.factory import example_inputs
 
     lines = []
     for name in list_models():
         with torch.device("meta"):
             model = create_model(name)
+            flops = model.flops(example_inputs(name)) if isinstance(model, PerceiverIO) else model.flops()
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        gigaflops = model.flops() / 1e9
+        gigaflops = flops / 1e9
         shown = f"{gigaflops:.1f}" if gigaflops >= 1 else f"{gigaflops:.3f}"
         lines.append(f"{name:40} {parameters:>12,} parameters {shown:>8} GFLOPs")
     return lines

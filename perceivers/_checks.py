@@ -5,7 +5,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -61,4 +61,13 @@ def a_list(name: str, value: Any, what: str) -> list[Any]:
     """Returns the items of an iterable as a list; a bare number or string is refused."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise ValueError(f"{name}={value!r} must be a list of {what}")
+    return list(value)
+
+
+def one_each(name: str, value: Any, axes: int) -> list[Any]:
+    """Returns a list with an entry for each axis: `value` itself, which may be one entry for all."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return [value] * axes
+    if len(value) != axes:
+        raise ValueError(f"{name}={value!r} has {len(value)} entries for {axes} axes: give one each")
     return list(value)

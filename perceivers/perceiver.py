@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_list, a_number, an_int
 from perceivers.checkpoints.native import Pretrained
+from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.block import CrossAttentionBlock, LatentTransformer, block_settings
 from perceivers.layers.encoder import LatentEncoder
 from perceivers.layers.linear import Linear
@@ -216,6 +217,11 @@ class Perceiver(Pretrained):
                 f"cross_kv_dim={cross_kv_dim} must be {kv_dim}, the {channels} channels of data_shape and"
                 f" {self.positions.num_channels} of the position features: change num_bands, or leave it out"
             )
+        dim, heads, cross_heads = an_int("dim", dim), an_int("heads", heads), an_int("cross_heads", cross_heads)
+        if cross_head_dim is None:
+            cross_head_dim = head_dim
+        cross_head_dim = resolve_head_dim("cross_head_dim", dim, cross_heads, cross_head_dim, "cross_heads")
+        head_dim = resolve_head_dim("head_dim", dim, heads, head_dim)
         self.encoder = LatentEncoder(
             kv_dim=kv_dim,
             num_latent_tokens=num_latent_tokens,
@@ -230,8 +236,10 @@ class Perceiver(Pretrained):
             ff_dim_scale=ff_dim_scale,
             ff_dropout=ff_dropout,
             attention_dropout=attention_dropout,
-            head_dim=head_dim,
-            cross_head_dim=cross_head_dim,
+            qk_channels=heads * head_dim,
+            v_channels=heads * head_dim,
+            cross_qk_channels=cross_heads * cross_head_dim,
+            cross_v_channels=cross_heads * cross_head_dim,
             bias=bias,
             activation=activation,
         )
@@ -242,6 +250,8 @@ class Perceiver(Pretrained):
             "frequency_base": self.positions.base,
             "num_classes": None if num_classes is None else an_int("num_classes", num_classes),
             "final_norm": a_bool("final_norm", final_norm),
+            "head_dim": head_dim,
+            "cross_head_dim": cross_head_dim,
             **self.encoder.config,
         }
         self.model_name: str | None = None

@@ -40,7 +40,7 @@ for name in perceivers.__all__:
 from perceivers import *
 print(sorted(name for name in globals() if not name.startswith("_") and name != "perceivers"))
 """
-    assert run("-c", code).strip() == "['Perceiver', 'PerceiverBlock', 'create_model', 'list_models', 'name']"
+    assert run("-c", code).strip() == "['Perceiver', 'PerceiverBlock', 'PerceiverIO', 'create_model', 'list_models', 'name']"
     with pytest.raises(AttributeError, match="module 'perceivers' has no attribute 'Perciever'"):
         perceivers.Perciever  # noqa: B018
 

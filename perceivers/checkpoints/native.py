@@ -170,7 +170,7 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
     for key in sorted(wanted.keys() & state.keys()):
         if state[key].shape != wanted[key].shape:
             problems.append(f"{key} has shape {list(state[key].shape)}, not {list(wanted[key].shape)}")
-        elif not state[key].dtype.is_floating_point:
+        elif wanted[key].dtype.is_floating_point and not state[key].dtype.is_floating_point:
             problems.append(f"{key} is {state[key].dtype}, not floating point")
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

@@ -2,7 +2,7 @@
 
 Letters:
     B  batch      N  latents (queries)    D  width of the latents               K  width of queries and keys, a head
-    H  heads      M  inputs               C  channels of an encoded input       V  width of values, a head (here V = K)
+    H  heads      M  inputs               C  channels of an encoded input       V  width of values, a head
 """
 
 from collections.abc import Hashable, Sequence
@@ -28,6 +28,27 @@ def resolve_head_dim(name: str, dim: int, heads: int, head_dim: int | None, head
     return dim // heads
 
 
+def resolve_channels(
+    dim: int, heads: int, qk_channels: int | None, v_channels: int | None, *, head_dim: int | None = None, prefix: str = ""
+) -> tuple[int, int]:
+    """Returns the widths over all heads of queries and keys, and of values.
+
+    They are `heads * head_dim` and the same again where `None`; `prefix` stands before the names in messages.
+    """
+    if qk_channels is None:
+        remedy = f"{prefix}head_dim" if head_dim is not None else f"{prefix}qk_channels"
+        qk_channels = heads * resolve_head_dim(remedy, dim, heads, head_dim, f"{prefix}heads")
+    elif head_dim is not None:
+        raise ValueError(
+            f"{prefix}qk_channels={qk_channels} and {prefix}head_dim={head_dim} both say how wide a head is: leave one out"
+        )
+    channels = {"qk_channels": qk_channels, "v_channels": qk_channels if v_channels is None else v_channels}
+    for name, width in channels.items():
+        if an_int(f"{prefix}{name}", width) % heads:
+            raise ValueError(f"{prefix}heads={heads} does not divide {prefix}{name}={width}: choose numbers where it does")
+    return int(channels["qk_channels"]), int(channels["v_channels"])
+
+
 class CrossAttention(nn.Module):
     """Attention from latents to encoded inputs, without norm of the latents, residual or feed-forward.
 
@@ -36,6 +57,8 @@ class CrossAttention(nn.Module):
         kv_dim: Channels of an encoded input, C.
         heads: Number of heads.
         head_dim: Width of a head; `None` for `dim // heads`.
+        qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
+        v_channels: Width of values over all heads; `None` for that of queries and keys.
         bias: Whether the four linear maps have a bias.
         dropout: Probability of dropping an attention weight in training.
         norm_inputs: Whether encoded inputs pass a layer norm first.
@@ -51,31 +74,40 @@ class CrossAttention(nn.Module):
         kv_dim: int,
         heads: int = 1,
         head_dim: int | None = None,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
         norm_inputs: bool = True,
     ) -> None:
         super().__init__()
         dim, kv_dim, self.heads = an_int("dim", dim), an_int("kv_dim", kv_dim), an_int("heads", heads)
-        head_dim = resolve_head_dim("head_dim", dim, self.heads, head_dim)
+        qk_channels, v_channels = resolve_channels(dim, self.heads, qk_channels, v_channels, head_dim=head_dim)
         self.dropout = a_probability("dropout", dropout)
-        self.scale = head_dim**-0.5
+        self.scale = (qk_channels // self.heads) ** -0.5
         self.attention_implementation = "auto"
 
-        width = self.heads * head_dim
         self.inputs_norm = nn.LayerNorm(kv_dim) if a_bool("norm_inputs", norm_inputs) else None
-        self.to_q = Linear(dim, width, bias=a_bool("bias", bias))
-        self.to_k = Linear(kv_dim, width, bias=bias)
-        self.to_v = Linear(kv_dim, width, bias=bias)
-        self.to_out = Linear(width, dim, bias=bias)
+        self.to_q = Linear(dim, qk_channels, bias=a_bool("bias", bias))
+        self.to_k = Linear(kv_dim, qk_channels, bias=bias)
+        self.to_v = Linear(kv_dim, v_channels, bias=bias)
+        self.to_out = Linear(v_channels, dim, bias=bias)
 
-    def forward(self, latents_BND: Tensor, inputs: Sequence[Tokens], cache: dict[Hashable, Any] | None = None) -> Tensor:
+    def forward(
+        self,
+        latents_BND: Tensor,
+        inputs: Sequence[Tokens],
+        cache: dict[Hashable, Any] | None = None,
+        query_mask_BN: Tensor | None = None,
+    ) -> Tensor:
         """Maps latents `[B, N, D]` and token groups that share one softmax to `[B, N, D]`.
 
-        A sample with nothing to attend to gets zero before the output projection. `cache` is a dict that calls with the same
-        inputs share, see `cross_attention`.
+        A sample with nothing to attend to gets zero before the output projection, and so does a query where the query mask
+        is False. `cache` is a dict that calls with the same inputs share, see `cross_attention`.
         """
         out_BHNV = cross_attention(*self._operands(latents_BND, inputs), **self._settings(), cache=cache)
+        if query_mask_BN is not None:
+            out_BHNV = out_BHNV.masked_fill(~query_mask_BN[:, None, :, None], 0)
         return self.to_out(rearrange(out_BHNV, "B H N V -> B N (H V)"))
 
     def attention_maps(self, latents_BND: Tensor, inputs: Sequence[Tokens], *, log_scores: bool = False) -> Tensor:
@@ -137,6 +169,8 @@ class SelfAttention(nn.Module):
         dim: Width of the latents, D.
         heads: Number of heads.
         head_dim: Width of a head; `None` for `dim // heads`.
+        qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
+        v_channels: Width of values over all heads; `None` for that of queries and keys.
         bias: Whether the four linear maps have a bias.
         dropout: Probability of dropping an attention weight in training.
 
@@ -145,19 +179,26 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(
-        self, *, dim: int, heads: int = 8, head_dim: int | None = None, bias: bool = True, dropout: float = 0.0
+        self,
+        *,
+        dim: int,
+        heads: int = 8,
+        head_dim: int | None = None,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         dim, self.heads = an_int("dim", dim), an_int("heads", heads)
-        head_dim = resolve_head_dim("head_dim", dim, self.heads, head_dim)
+        qk_channels, v_channels = resolve_channels(dim, self.heads, qk_channels, v_channels, head_dim=head_dim)
         self.dropout = a_probability("dropout", dropout)
-        self.scale = head_dim**-0.5
+        self.scale = (qk_channels // self.heads) ** -0.5
 
-        width = self.heads * head_dim
-        self.to_q = Linear(dim, width, bias=a_bool("bias", bias))
-        self.to_k = Linear(dim, width, bias=bias)
-        self.to_v = Linear(dim, width, bias=bias)
-        self.to_out = Linear(width, dim, bias=bias)
+        self.to_q = Linear(dim, qk_channels, bias=a_bool("bias", bias))
+        self.to_k = Linear(dim, qk_channels, bias=bias)
+        self.to_v = Linear(dim, v_channels, bias=bias)
+        self.to_out = Linear(v_channels, dim, bias=bias)
 
     def forward(self, latents_BND: Tensor) -> Tensor:
         """Maps latents `[B, N, D]` to `[B, N, D]`."""

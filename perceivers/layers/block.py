@@ -24,11 +24,14 @@ class CrossAttentionBlock(nn.Module):
         ff_dim: Hidden width of the feed-forward.
         heads: Number of heads.
         head_dim: Width of a head; `None` for `dim // heads`.
+        qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
+        v_channels: Width of values over all heads; `None` for that of queries and keys.
         bias: Whether the linear maps of the attention have a bias.
         pre_norm: Whether norms come before the steps, and on the inputs, or after the residuals.
         activation: See `FeedForward`.
         ff_dropout: Dropout of the feed-forward.
         attention_dropout: Dropout of the attention weights.
+        query_residual: Whether the attention is added to the latents, or takes their place.
     """
 
     def __init__(
@@ -39,19 +42,25 @@ class CrossAttentionBlock(nn.Module):
         ff_dim: int,
         heads: int = 1,
         head_dim: int | None = None,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
         bias: bool = True,
         pre_norm: bool = True,
         activation: str = "gelu",
         ff_dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        query_residual: bool = True,
     ) -> None:
         super().__init__()
         self.pre_norm = a_bool("pre_norm", pre_norm)
+        self.query_residual = a_bool("query_residual", query_residual)
         self.attention = CrossAttention(
             dim=dim,
             kv_dim=kv_dim,
             heads=heads,
             head_dim=head_dim,
+            qk_channels=qk_channels,
+            v_channels=v_channels,
             bias=bias,
             dropout=attention_dropout,
             norm_inputs=pre_norm,
@@ -60,13 +69,21 @@ class CrossAttentionBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
 
-    def forward(self, latents: Tensor, inputs: Sequence[Tokens], cache: dict[Hashable, Any] | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        inputs: Sequence[Tokens],
+        cache: dict[Hashable, Any] | None = None,
+        query_mask: Tensor | None = None,
+    ) -> Tensor:
         """Maps latents `[B, N, dim]` and token groups to `[B, N, dim]`; `ValueError` where they do not fit.
 
-        `cache` is a dict that calls with the same inputs share, see `cross_attention`.
+        `cache` is a dict that calls with the same inputs share, see `cross_attention`; `query_mask`, `[B, N]`, says which
+        latents attend.
         """
         self.attention.check(latents, inputs)
-        latents = _step(latents, lambda x: self.attention(x, inputs, cache), self.attention_norm, self.pre_norm)
+        attend = lambda x: self.attention(x, inputs, cache, query_mask)  # noqa: E731
+        latents = _step(latents, attend, self.attention_norm, self.pre_norm, self.query_residual)
         return _step(latents, self.feed_forward, self.feed_forward_norm, self.pre_norm)
 
     def attention_maps(self, latents: Tensor, inputs: Sequence[Tokens], *, log_scores: bool = False) -> Tensor:
@@ -87,6 +104,8 @@ class LatentTransformer(nn.Module):
         ff_dim: Hidden width of the feed-forward.
         heads: Number of heads.
         head_dim: Width of a head; `None` for `dim // heads`.
+        qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
+        v_channels: Width of values over all heads; `None` for that of queries and keys.
         bias: Whether the linear maps of the attention have a bias.
         pre_norm: Whether norms come before the steps or after the residuals.
         activation: See `FeedForward`.
@@ -101,6 +120,8 @@ class LatentTransformer(nn.Module):
         ff_dim: int,
         heads: int = 8,
         head_dim: int | None = None,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
         bias: bool = True,
         pre_norm: bool = True,
         activation: str = "gelu",
@@ -109,7 +130,15 @@ class LatentTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.pre_norm = a_bool("pre_norm", pre_norm)
-        self.attention = SelfAttention(dim=dim, heads=heads, head_dim=head_dim, bias=bias, dropout=attention_dropout)
+        self.attention = SelfAttention(
+            dim=dim,
+            heads=heads,
+            head_dim=head_dim,
+            qk_channels=qk_channels,
+            v_channels=v_channels,
+            bias=bias,
+            dropout=attention_dropout,
+        )
         self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=ff_dropout)
         self.attention_norm = nn.LayerNorm(dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
@@ -124,8 +153,10 @@ class LatentTransformer(nn.Module):
         return self.attention.flops(num_latents) + self.feed_forward.flops(num_latents)
 
 
-def _step(x: Tensor, f: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
-    return x + f(norm(x)) if pre_norm else norm(x + f(x))
+def _step(x: Tensor, f: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool, residual: bool = True) -> Tensor:
+    y = f(norm(x) if pre_norm else x)
+    y = x + y if residual else y
+    return y if pre_norm else norm(y)
 
 
 def block_settings(
@@ -138,17 +169,23 @@ def block_settings(
     activation: str,
     ff_dropout: float,
     attention_dropout: float,
+    prefix: str = "",
 ) -> dict[str, Any]:
-    """Checks what the blocks of a model have in common and returns it as their arguments, `ff_dim` resolved."""
+    """Checks what the blocks of a model have in common and returns it as their arguments, `ff_dim` resolved.
+
+    `prefix` stands before the names of the feed-forward's widths in messages.
+    """
     dim = an_int("dim", dim)
     if ff_dim is None:
-        width = a_number("ff_dim_scale", ff_dim_scale) * dim
+        width = a_number(f"{prefix}ff_dim_scale", ff_dim_scale) * dim
         if width != int(width):
-            raise ValueError(f"ff_dim_scale={ff_dim_scale!r} times dim={dim} must be a whole number: give ff_dim instead")
+            raise ValueError(
+                f"{prefix}ff_dim_scale={ff_dim_scale!r} times dim={dim} must be a whole number: give {prefix}ff_dim instead"
+            )
         ff_dim = int(width)
     return {
         "dim": dim,
-        "ff_dim": an_int("ff_dim", ff_dim),
+        "ff_dim": an_int(f"{prefix}ff_dim", ff_dim),
         "bias": a_bool("bias", bias),
         "pre_norm": a_bool("pre_norm", pre_norm),
         "activation": one_of("activation", activation, ACTIVATIONS),

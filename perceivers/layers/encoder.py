@@ -11,7 +11,6 @@ from einops import repeat
 from torch import Tensor, nn
 
 from perceivers._checks import a_list, an_int
-from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.block import CrossAttentionBlock, LatentTransformer, block_settings
 from perceivers.ops.tokens import Tokens
 
@@ -19,11 +18,12 @@ from perceivers.ops.tokens import Tokens
 class LatentEncoder(nn.Module):
     """Learned latents that attend to the inputs, then to themselves, layer after layer.
 
-    Each unique module is registered once, however many layers use it. The arguments are those of `Perceiver`, which
-    documents them; `kv_dim` is the number of channels of an encoded input.
+    Each unique module is registered once, however many layers use it. The arguments are those of `PerceiverIO`, which
+    documents them; `kv_dim` is the number of channels of an encoded input. The widths of queries and keys and of values are
+    those of all heads together, `cross_` those of the cross-attentions.
 
     Attributes:
-        config: All arguments but `kv_dim`, every default resolved.
+        config: All arguments but `kv_dim` and these widths, every default resolved.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class LatentEncoder(nn.Module):
         ff_dim_scale: float,
         ff_dropout: float,
         attention_dropout: float,
-        head_dim: int | None,
-        cross_head_dim: int | None,
+        qk_channels: int,
+        v_channels: int,
+        cross_qk_channels: int,
+        cross_v_channels: int,
         bias: bool,
         activation: str,
+        query_residual: bool = True,
     ) -> None:
         super().__init__()
-        dim = an_int("dim", dim)
-        if cross_head_dim is None:
-            cross_head_dim = head_dim
         shared = block_settings(
             dim=dim,
             ff_dim=ff_dim,
@@ -71,18 +71,17 @@ class LatentEncoder(nn.Module):
             "layers_indice": layers_indice,
             "latent_layers_indice": latent_layers_indice,
             "num_latent_transformers_in_layers": depths,
-            "cross_head_dim": resolve_head_dim("cross_head_dim", dim, cross_heads, cross_head_dim, "cross_heads"),
-            "head_dim": resolve_head_dim("head_dim", dim, heads, head_dim),
             **shared,
         }
-        self.latents = nn.Parameter(torch.empty(self.config["num_latent_tokens"], dim))
+        self.latents = nn.Parameter(torch.empty(self.config["num_latent_tokens"], shared["dim"]))
+        cross = {"kv_dim": kv_dim, "heads": cross_heads, "query_residual": query_residual, **shared}
         self.cross_attentions = nn.ModuleList(
-            CrossAttentionBlock(kv_dim=kv_dim, heads=cross_heads, head_dim=self.config["cross_head_dim"], **shared)
+            CrossAttentionBlock(qk_channels=cross_qk_channels, v_channels=cross_v_channels, **cross)
             for _ in _unique(layers_indice)
         )
+        latent = {"heads": heads, "qk_channels": qk_channels, "v_channels": v_channels, **shared}
         self.latent_transformers = nn.ModuleList(
-            nn.Sequential(*(LatentTransformer(heads=heads, head_dim=self.config["head_dim"], **shared) for _ in range(depth)))
-            for depth in depths
+            nn.Sequential(*(LatentTransformer(**latent) for _ in range(depth))) for depth in depths
         )
         self.reset_parameters()
 

@@ -52,8 +52,8 @@ class Tokens:
         positions: Their position features; `None` for content that carries its own.
         mask: `[B, *axes]`, bool, True where an input may be attended; `None` for everywhere.
         embedding: E, a linear map of the content to the first channels, `[C_e, U]`; `None` for the content itself.
-        constant: Added to every encoded input, `[C]`: the bias of a linear map, a modality's code, or both. It may be
-            wider than content and positions reach.
+        constant: Added to the first channels of every encoded input, `[C]` or shorter: the bias of a linear map, a
+            modality's code, or both. It may be wider than content and positions reach.
     """
 
     content: Tensor
@@ -141,7 +141,9 @@ class Tokens:
             for start, block in zip(self.starts, features, strict=True):
                 x = x + F.pad(block, (start, x.shape[-1] - start - block.shape[-1]))
         if self.constant is not None:
-            x = F.pad(x, (0, len(self.constant) - x.shape[-1])) + self.constant
+            x = F.pad(x, (0, self.num_channels - x.shape[-1])) + F.pad(
+                self.constant, (0, self.num_channels - len(self.constant))
+            )
         return x.flatten(1, -2)
 
     def flat_mask(self) -> Tensor:

@@ -1,0 +1,48 @@
+"""Class labels as an input (Perceiver IO, section 4.3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers._checks import an_int
+from perceivers.inputs.base import InputModule
+from perceivers.inputs.text import check_ids
+from perceivers.ops.tokens import Tokens, check_mask
+
+
+class Labels(InputModule):
+    """A label as one input, one-hot; without positions.
+
+    Args:
+        num_classes: Number of classes, which is `num_channels`.
+
+    Raises:
+        ValueError: If `num_classes` is out of range.
+    """
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        self.num_channels = an_int("num_classes", num_classes)
+        self.config: dict[str, Any] = {"num_classes": self.num_channels}
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        """Makes one token group of one input.
+
+        Args:
+            x: Classes, `[B]`, integer; or a probability for each class, `[B, num_classes]`, floating point.
+            mask: `[B]`, bool, True where there is a label.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit, or a class outside the mask is out of range.
+        """
+        if isinstance(x, Tensor) and x.dtype.is_floating_point:
+            if x.ndim != 2 or x.shape[1] != self.num_channels:
+                raise ValueError(f"x has shape {list(x.shape)}, but [B, {self.num_channels}] is needed: one number a class")
+            check_mask(mask, x.shape[:1], "[B]")
+            content = x
+        else:
+            x = check_ids("x", x, "[B]", 1, self.num_channels, "num_classes", mask)
+            content = F.one_hot(x, self.num_channels).to(torch.get_default_dtype())
+        return [Tokens(content.unsqueeze(-1), mask=None if mask is None else mask.unsqueeze(-1))]

@@ -1,0 +1,22 @@
+"""Output modules of `PerceiverIO`: they make queries, and results of what the queries gather from the latents."""
+
+from perceivers.outputs.grid import Grid
+from perceivers.outputs.learned import LearnedQueries, MultiTask
+from perceivers.outputs.multimodal import Multimodal
+from perceivers.outputs.output import Encoded, Output, QueryOutput
+from perceivers.outputs.per_input import PerInput
+from perceivers.outputs.pooled import MeanPool
+from perceivers.outputs.vocabulary import TokenLogits
+
+__all__ = [
+    "Encoded",
+    "Grid",
+    "LearnedQueries",
+    "MeanPool",
+    "MultiTask",
+    "Multimodal",
+    "Output",
+    "PerInput",
+    "QueryOutput",
+    "TokenLogits",
+]

@@ -1,0 +1,141 @@
+"""Outputs on a grid: pictures, video, sound (Perceiver IO, sections 3.2 and 4.3).
+
+A query is the Fourier features of its position, or a learned vector, with the preprocessed input at that position before it
+where asked. Sizes are free at run time but for learned queries: queries are made row by row from tables of one axis each.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceivers._checks import a_list, an_int, one_of
+from perceivers.ops.tokens import Tokens
+from perceivers.outputs.output import Encoded, QueryOutput, learned_queries
+from perceivers.outputs.rows import take, unravel
+from perceivers.position import FourierFeatures, by_kinds
+
+
+class Grid(QueryOutput):
+    """A result for each position of a grid, `[B, C, *axes]`, or for chosen ones, `[B, C, O]`.
+
+    Args:
+        axes: Lengths of the axes.
+        num_channels: C, channels of a result; `None` for decoded queries as they are.
+        patch: For each axis, how many results a query gives, side by side: `[16]` for sound decoded in patches of 16
+            samples. The result has the axes times these lengths; for chosen queries their patches are flattened into C.
+        num_bands: Frequencies of the position features of each axis.
+        resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for the lengths.
+        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        learned_channels: Width of learned queries in place of Fourier features.
+        feature_order: "axes" (coordinate, sines and cosines of the first axis, then of the next) or "kinds" (coordinates
+            of all axes, then sines, then cosines, as in DeepMind's code). It matters where weights come from there and
+            several modalities share them; elsewhere a permutation of the weights does the same.
+        sampled_positions: Where chosen queries lie: "grid", where the whole grid has them, or "left_aligned", at
+            -1 + 2 i / n, as in DeepMind's code, which so differs from its own grid.
+        content_channels: Channels of the preprocessed input, without positions, that each query starts with; 0 for none.
+        group: Which of the token groups that input is. Its axes must be these.
+        decoded_channels: Width of a decoded query, where it is not that of a query.
+
+    Raises:
+        ValueError: If an argument is out of range or does not fit the others; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        axes: Sequence[int],
+        num_channels: int | None,
+        patch: Sequence[int] | None = None,
+        num_bands: int = 64,
+        resolution: float | Sequence[float] | None = None,
+        frequency_base: float | None = None,
+        learned_channels: int | None = None,
+        feature_order: str = "axes",
+        sampled_positions: str = "grid",
+        content_channels: int = 0,
+        group: int = 0,
+        decoded_channels: int | None = None,
+    ) -> None:
+        lengths = [an_int("axes", n) for n in a_list("axes", axes, "whole numbers")]
+        steps = [1] * len(lengths) if patch is None else [an_int("patch", n) for n in a_list("patch", patch, "whole numbers")]
+        if not lengths or len(steps) != len(lengths):
+            raise ValueError(f"axes={lengths} and patch={steps} must have one entry each for every axis, and at least one")
+        positions = FourierFeatures.of(num_bands, resolution, frequency_base, lengths)
+        width = positions.num_channels if learned_channels is None else an_int("learned_channels", learned_channels)
+        super().__init__(
+            query_channels=width + an_int("content_channels", content_channels, 0),
+            decoded_channels=decoded_channels,
+            num_channels=None if num_channels is None else an_int("num_channels", num_channels) * prod(steps),
+        )
+        self.positions, self.patch = positions, steps
+        self.config: dict[str, Any] = {
+            "axes": lengths,
+            "num_channels": num_channels,
+            "patch": patch if patch is None else steps,
+            "num_bands": positions.num_bands,
+            "resolution": list(positions.resolutions),
+            "frequency_base": positions.base,
+            "learned_channels": learned_channels,
+            "feature_order": one_of("feature_order", feature_order, ("axes", "kinds")),
+            "sampled_positions": one_of("sampled_positions", sampled_positions, ("grid", "left_aligned")),
+            "content_channels": content_channels,
+            "group": group,
+            "decoded_channels": decoded_channels,
+        }
+        self.query = None if learned_channels is None else learned_queries(prod(lengths), learned_channels)
+
+    def axes(self, encoded: Encoded) -> Sequence[int]:
+        """Those of the constructor."""
+        return self.config["axes"]
+
+    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
+        """Content, then position features."""
+        if self.query is not None:
+            positions = self.query[rows]
+        else:
+            positions = self._features(rows, sampled and self.config["sampled_positions"] == "left_aligned", encoded.latents)
+        if self.config["content_channels"] == 0:
+            return positions
+        content = self._content(encoded.group(self.config["group"]), rows)
+        return torch.cat([content, positions.to(content.dtype).expand(*content.shape[:-1], -1)], dim=-1)
+
+    def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
+        """Channels first; patches side by side."""
+        if axes is None:
+            return results.transpose(1, 2)
+        results = results.unflatten(1, list(axes))
+        if self.config["patch"] is None:
+            return results.movedim(-1, 1)
+        results = results.unflatten(-1, (*self.patch, -1))  # [B, *axes, *patch, C]
+        n = len(axes)
+        order = [axis for a in range(n) for axis in (2 + a, 2 + n + a)]
+        results = results.movedim(-1, 1).permute(0, 1, *order)  # [B, C, axis 1, patch 1, axis 2, patch 2, ...]
+        return results.reshape(*results.shape[:2], *(length * step for length, step in zip(axes, self.patch, strict=True)))
+
+    def _features(self, rows: Tensor, left_aligned: bool, like: Tensor) -> Tensor:
+        features = []
+        for a, (i, n) in enumerate(zip(unravel(rows, self.config["axes"]), self.config["axes"], strict=True)):
+            x = -1 + 2 * i.double() / n if left_aligned else (2 * i.double() - (n - 1)) / max(n - 1, 1)
+            features.append(self.positions.at(a, x))
+        if self.config["feature_order"] == "axes":
+            result = torch.cat(features, dim=-1)
+        else:
+            result = torch.stack(by_kinds(features)).sum(0)
+        return result.to(torch.promote_types(like.dtype, torch.float32))
+
+    def _content(self, tokens: Tokens, rows: Tensor) -> Tensor:
+        if list(tokens.content.shape[2:]) != self.config["axes"]:
+            raise ValueError(f"axes={self.config['axes']}, but group {self.config['group']} of the inputs has others:"
+                             f" {list(tokens.content.shape[2:])}; their content cannot be at the same positions")  # fmt: skip
+        if tokens.content_width != self.config["content_channels"]:
+            raise ValueError(f"content_channels={self.config['content_channels']}, but the inputs have {tokens.content_width}")
+        chosen = take(tokens, rows)
+        return Tokens(
+            chosen.content,
+            mask=chosen.mask,
+            embedding=chosen.embedding,
+            constant=None if chosen.constant is None else chosen.constant[: tokens.content_width],
+        ).encoded()

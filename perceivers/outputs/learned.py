@@ -1,0 +1,82 @@
+"""Outputs by learned queries: one for a class, one a task, or any number of them (Perceiver IO, section 3.2)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from perceivers._checks import an_int
+from perceivers.layers.linear import Linear
+from perceivers.outputs.output import Encoded, Output, QueryOutput, check_query_mask, learned_queries, refuse_indices
+
+
+class LearnedQueries(QueryOutput):
+    """As many results as there are learned queries, `[B, num_queries, num_channels]`.
+
+    Args:
+        num_queries: O, the number of queries; `None` for one whose result has no axis of queries, `[B, num_channels]`.
+        dim: Q, the width of a query.
+        num_channels: C, the size of a result, such as a number of classes; `None` for decoded queries as they are.
+        decoded_channels: Width of a decoded query, where it is not `dim`.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self, *, num_queries: int | None = None, dim: int, num_channels: int | None, decoded_channels: int | None = None
+    ) -> None:
+        super().__init__(
+            query_channels=(dim := an_int("dim", dim)), num_channels=num_channels, decoded_channels=decoded_channels
+        )
+        self.num_queries = None if num_queries is None else an_int("num_queries", num_queries)
+        self.config = {
+            "num_queries": self.num_queries,
+            "dim": dim,
+            "num_channels": None if self.head is None else self.head.out_features,
+            "decoded_channels": decoded_channels,
+        }
+        self.query = learned_queries(self.num_queries or 1, dim)
+
+    def axes(self, encoded: Encoded) -> Sequence[int]:
+        """One axis, of the queries."""
+        return [len(self.query)]
+
+    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
+        """Rows of the learned table."""
+        return self.query[rows]
+
+    def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
+        """`[B, O, C]`, or `[B, C]` for one query."""
+        return results.squeeze(1) if self.num_queries is None else results
+
+
+class MultiTask(Output):
+    """A learned query and a linear map for each task: one model, many results (Perceiver IO, section 4.1: GLUE).
+
+    Args:
+        dim: Q, the width of a query.
+        tasks: For each task, the size of its result.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(self, *, dim: int, tasks: Mapping[str, int]) -> None:
+        super().__init__()
+        if not isinstance(tasks, Mapping) or not tasks:
+            raise ValueError(f"tasks={tasks!r} must map at least one task's name to the size of its result")
+        self.query_channels = self.decoded_channels = dim = an_int("dim", dim)
+        self.config = {"dim": dim, "tasks": {name: an_int("tasks", size) for name, size in tasks.items()}}
+        self.query = learned_queries(len(tasks), dim)
+        self.heads = nn.ModuleDict({name: Linear(dim, size) for name, size in tasks.items()})
+
+    def forward(
+        self, encoded: Encoded, *, indices: Any = None, query_mask: Any = None, chunk_size: int | None = None
+    ) -> dict[str, Tensor]:
+        """Returns the result of each task, `[B, size]`."""
+        refuse_indices(indices, "each task has one query; take the results that are needed")
+        batch = len(encoded.latents)
+        mask = None if query_mask is None else check_query_mask(query_mask, batch, len(self.query))
+        decoded = encoded.attend(self.query.expand(batch, -1, -1), mask)
+        return {name: head(decoded[:, i]) for i, (name, head) in enumerate(self.heads.items())}

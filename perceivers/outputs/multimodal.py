@@ -1,0 +1,94 @@
+"""Several outputs at once, each with its own queries, by one decoder (Perceiver IO, section 4.3: Kinetics autoencoding)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from perceivers._checks import an_int
+from perceivers._parts import describe
+from perceivers.layers.linear import Linear
+from perceivers.outputs.output import Encoded, Output
+
+
+class Multimodal(Output):
+    """A dict of outputs whose queries get learned padding to a common width, which also tells the modalities apart.
+
+    Queries do not see one another, so the order of the modalities changes nothing but the order of the result.
+
+    Args:
+        modalities: For each name an output module, or its description, as in `PerceiverIO`.
+        min_padding_size: The least width of the padding: queries are as wide as the widest modality's and this.
+        decoded_channels: Width that decoded queries of all modalities are mapped to before each modality's own map, which
+            must expect it (`decoded_channels` there); `None` for no such map.
+
+    Raises:
+        ValueError: If an argument is out of range or does not fit the others; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        modalities: Mapping[str, Output | Mapping[str, Any]],
+        min_padding_size: int = 2,
+        decoded_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(modalities, Mapping) or not modalities:
+            raise ValueError(f"modalities={modalities!r} must be a dict of at least one name and output module")
+        outputs = {name: Output.create(output) for name, output in modalities.items()}
+        widths = {name: output.query_channels for name, output in outputs.items() if output.query_channels is not None}
+        common = max(widths.values(), default=0) + an_int("min_padding_size", min_padding_size, 0)
+        self.query_channels = self.decoded_channels = common
+        width = common if decoded_channels is None else an_int("decoded_channels", decoded_channels)
+        for name, output in outputs.items():
+            if output.decoded_channels not in (None, width):
+                raise ValueError(
+                    f"output {name!r} has decoded_channels={output.decoded_channels}, but {width} arrive: give it that many"
+                )
+        self.config = {
+            "modalities": {name: describe(output) for name, output in outputs.items()},
+            "min_padding_size": min_padding_size,
+            "decoded_channels": decoded_channels,
+        }
+        self.modalities = nn.ModuleDict(outputs)
+        self.padding = nn.ParameterDict({name: nn.Parameter(torch.empty(common - width)) for name, width in widths.items()})
+        for padding in self.padding.values():
+            nn.init.trunc_normal_(padding, std=0.02, a=-0.04, b=0.04)
+        self.projection = None if decoded_channels is None else Linear(common, decoded_channels)
+
+    def check(self, inputs: nn.Module, dim: int) -> None:
+        """Checks every modality."""
+        for output in self.modalities.values():
+            cast(Output, output).check(inputs, dim)
+
+    def forward(
+        self,
+        encoded: Encoded,
+        *,
+        indices: Mapping[str, Tensor | None] | None = None,
+        query_mask: Mapping[str, Tensor | None] | None = None,
+        chunk_size: int | None = None,
+    ) -> dict[str, Any]:
+        """Returns the result of each modality; `indices` and `query_mask` have entries for some of them."""
+        indices, query_mask = (self._by_name(*pair) for pair in (("indices", indices), ("query_mask", query_mask)))
+        results = {}
+        for name, output in self.modalities.items():
+            here = replace(encoded, attend=lambda queries, mask, name=name: self._attend(encoded, name, queries, mask))
+            results[name] = output(here, indices=indices.get(name), query_mask=query_mask.get(name), chunk_size=chunk_size)
+        return results
+
+    def _attend(self, encoded: Encoded, name: str, queries: Tensor, mask: Tensor | None) -> Tensor:
+        padding = self.padding[name].to(queries.dtype).expand(*queries.shape[:-1], -1)
+        decoded = encoded.attend(torch.cat([queries, padding], dim=-1), mask)
+        return decoded if self.projection is None else self.projection(decoded)
+
+    def _by_name(self, argument: str, values: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None]:
+        if values is None:
+            return {}
+        if not isinstance(values, Mapping) or not values.keys() <= self.modalities.keys():
+            got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"{argument} is {got}, but a dict with some of the keys {list(self.modalities)} is needed")
+        return values

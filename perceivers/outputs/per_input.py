@@ -1,0 +1,68 @@
+"""A result for each input, whose query is the encoded input itself: optical flow, segmentation (Perceiver IO, section 4.2)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from perceivers._checks import a_number, an_int
+from perceivers.outputs.output import Encoded, QueryOutput
+from perceivers.outputs.rows import take
+
+
+class PerInput(QueryOutput):
+    """Queries are the encoded inputs, content and positions; results lie where the inputs lie, `[B, C, *axes]`.
+
+    The linear map to results starts at zero, as in DeepMind's flow model.
+
+    Args:
+        dim: Q, channels of an encoded input.
+        num_channels: C: 2 for optical flow, the number of classes for segmentation; `None` for decoded queries as they are.
+        divisor: Results are divided by it; 100 in the published flow model.
+        group: Which of the token groups.
+        decoded_channels: Width of a decoded query, where it is not `dim`.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_channels: int | None,
+        divisor: float = 1,
+        group: int = 0,
+        decoded_channels: int | None = None,
+    ) -> None:
+        super().__init__(query_channels=an_int("dim", dim), decoded_channels=decoded_channels, num_channels=num_channels)
+        self.config = {
+            "dim": self.query_channels,
+            "num_channels": num_channels,
+            "divisor": a_number("divisor", divisor),
+            "group": group,
+            "decoded_channels": decoded_channels,
+        }
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+
+    def check(self, inputs: nn.Module, dim: int) -> None:
+        """Compares the width of an encoded input."""
+        if self.query_channels != inputs.num_channels:
+            raise ValueError(f"PerInput has dim={self.query_channels}, but the inputs have {inputs.num_channels} channels")
+
+    def axes(self, encoded: Encoded) -> Sequence[int]:
+        """Those of the inputs."""
+        return encoded.group(self.config["group"]).content.shape[2:]
+
+    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
+        """Encoded inputs."""
+        return take(encoded.group(self.config["group"]), rows).encoded()
+
+    def results(self, decoded: Tensor, encoded: Encoded) -> Tensor:
+        """Results, divided."""
+        return super().results(decoded, encoded) / self.config["divisor"]
+
+    def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
+        """Channels first."""
+        results = results.transpose(1, 2)
+        return results if axes is None else results.unflatten(-1, list(axes))

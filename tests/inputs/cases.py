@@ -1,0 +1,139 @@
+"""One small module of each kind with data for it; the tests of this folder run over all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceivers.inputs import (
+    ConvStem,
+    FramePairs,
+    InputModule,
+    Labels,
+    LearnedPixels,
+    LogMel,
+    Multimodal,
+    Patches,
+    Pixels,
+    TokenIds,
+    Waveform,
+)
+
+B = 2
+
+
+@dataclass
+class Case:
+    """A module, its data, and the shape of its mask."""
+
+    module: Callable[[], InputModule]
+    data: Callable[[], Any]
+    mask_shape: tuple[int, ...]
+    channels: int
+    inputs: int
+    compiles: bool = True
+
+    def mask(self) -> Tensor:
+        """About a third is False, and something in each sample is True and something False."""
+        mask = torch.rand(B, *self.mask_shape) > 0.35
+        if self.mask_shape:
+            flat = mask.flatten(1)
+            flat[:, 0], flat[:, -1] = True, False
+        else:
+            mask[0], mask[1] = True, False
+        return mask
+
+
+def _floats(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(B, *shape)
+
+
+def _ids(most: int, *shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randint(most, (B, *shape))
+
+
+CASES = {
+    "signal": Case(lambda: Pixels(data_shape=[2, 9], num_bands=3), _floats(2, 9), (9,), 2 + 7, 9),
+    "picture": Case(lambda: Pixels(data_shape=[3, 5, 7], num_bands=3), _floats(3, 5, 7), (5, 7), 3 + 14, 35),
+    "video": Case(lambda: Pixels(data_shape=[1, 3, 4, 5], num_bands=2), _floats(1, 3, 4, 5), (3, 4, 5), 16, 60),
+    "volumes": Case(lambda: Pixels(data_shape=[1, 2, 3, 2, 3], num_bands=1), _floats(1, 2, 3, 2, 3), (2, 3, 2, 3), 13, 36),
+    "learned": Case(
+        lambda: LearnedPixels(data_shape=[3, 4, 5], embed_dim=6, position_channels=5, position_dim=7),
+        _floats(3, 4, 5),
+        (4, 5),
+        13,
+        20,
+    ),
+    "learned_plain": Case(
+        lambda: LearnedPixels(data_shape=[3, 4, 5], embed_dim=None, position_channels=5, position_dim=None),
+        _floats(3, 4, 5),
+        (4, 5),
+        8,
+        20,
+    ),
+    "conv": Case(lambda: ConvStem(data_shape=[3, 17, 22], stem_channels=4, num_bands=2), _floats(3, 17, 22), (17, 22), 14, 30),
+    "conv_symmetric": Case(
+        lambda: ConvStem(data_shape=[3, 17, 22], stem_channels=4, num_bands=2, padding="symmetric"),
+        _floats(3, 17, 22),
+        (17, 22),
+        14,
+        20,
+    ),
+    "patches": Case(lambda: Patches(data_shape=[3, 6, 8], patch_size=2, num_bands=3), _floats(3, 6, 8), (6, 8), 12 + 14, 12),
+    "patches_linear": Case(
+        lambda: Patches(data_shape=[3, 6, 8], patch_size=[3, 2], embed_dim=5, num_bands=3), _floats(3, 6, 8), (6, 8), 19, 8
+    ),
+    "video_patches": Case(
+        lambda: Patches(data_shape=[2, 4, 6, 4], patch_size=[2, 3, 2], num_bands=1), _floats(2, 4, 6, 4), (4, 6, 4), 33, 8
+    ),
+    "frame_pairs": Case(
+        lambda: FramePairs(data_shape=[3, 4, 5], embed_dim=8, num_bands=2), _floats(3, 2, 4, 5), (4, 5), 18, 20
+    ),
+    "waveform": Case(lambda: Waveform(num_samples=24, samples_per_patch=4, num_bands=3), _floats(1, 24), (24,), 4 + 7, 6),
+    "waveform_stereo": Case(
+        lambda: Waveform(num_samples=24, samples_per_patch=4, audio_channels=2, embed_dim=3, num_bands=3),
+        _floats(2, 24),
+        (24,),
+        10,
+        6,
+    ),
+    "log_mel": Case(
+        lambda: LogMel(num_samples=400, sample_rate=1600, num_mels=6, fft_length=64, hop_length=40, num_bands=2),
+        _floats(1, 400),
+        (400,),
+        1 + 10,
+        66,
+    ),
+    "log_mel_frames": Case(
+        lambda: LogMel(
+            num_samples=400,
+            sample_rate=1600,
+            num_mels=6,
+            fft_length=64,
+            hop_length=40,
+            patch_size=[2, 6],
+            embed_dim=5,
+            num_bands=2,
+        ),
+        _floats(1, 400),
+        (400,),
+        5 + 10,
+        5,
+    ),
+    "ids": Case(lambda: TokenIds(vocab_size=11, max_length=9, dim=6), _ids(11, 7), (7,), 6, 7),
+    "labels": Case(lambda: Labels(num_classes=5), _ids(5), (), 5, 1),
+}
+
+
+def multimodal(**kwargs: Any) -> Multimodal:
+    """Pictures with a linear map, sound, and labels: 26 + 2 channels."""
+    names = {"image": "patches_linear", "audio": "waveform", "label": "labels"}
+    return Multimodal(modalities={name: CASES[case].module() for name, case in names.items()}, **kwargs)
+
+
+def multimodal_data() -> dict[str, Any]:
+    """What `multimodal` takes."""
+    names = {"image": "patches_linear", "audio": "waveform", "label": "labels"}
+    return {name: CASES[case].data() for name, case in names.items()}

@@ -1,0 +1,168 @@
+"""Every input module by the same tests.
+
+Broken on purpose, each seen to fail: (see the commits)
+"""
+
+import json
+import math
+
+import pytest
+import torch
+
+from accuracy import assert_varies, draw_parameters
+from inputs.cases import CASES, B, multimodal, multimodal_data
+from perceivers.inputs import InputModule, Multimodal
+from perceivers.layers import CrossAttention
+from perceivers.ops.cross_attention import IMPLEMENTATIONS
+
+each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make(case):
+    """The module in evaluation mode with everything in it random."""
+    return draw_parameters(case.module()).eval()
+
+
+def encode(module, x, mask=None):
+    """All groups, one behind another, with their masks."""
+    groups = module(x, mask)
+    return torch.cat([g.encoded() for g in groups], 1), torch.cat([g.flat_mask() for g in groups], 1)
+
+
+def attention(module, implementation="reference"):
+    """A cross-attention to the module's inputs with everything in it random."""
+    torch.manual_seed(1)
+    layer = CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5)
+    layer.set_attention_implementation(implementation)
+    return draw_parameters(layer)
+
+
+def spoil(x, mask):
+    """Other values where the mask is False: NaN, or ids that do not exist."""
+    hidden = ~mask
+    while hidden.ndim < x.ndim:
+        hidden = hidden.unsqueeze(1)
+    return x.masked_fill(hidden, math.nan if x.is_floating_point() else 99)
+
+
+@each
+def test_shape_and_config(case):
+    module, x = make(case), case.data()
+    groups = module(x)
+    encoded, mask = encode(module, x)
+    assert module.num_channels == case.channels
+    assert all(group.num_channels == case.channels for group in groups)
+    assert encoded.shape == (B, case.inputs, case.channels)
+    assert encoded.isfinite().all()
+    assert mask.all()
+    assert_varies(encoded)
+    same = InputModule.create(json.loads(json.dumps(module.describe())))
+    assert type(same) is type(module)
+    assert same.config == module.config
+    same.load_state_dict(module.state_dict())
+    assert torch.equal(encode(same.eval(), x)[0], encoded)
+
+
+@each
+def test_what_lies_under_false_has_no_effect(case):
+    module, x, mask = make(case), case.data(), case.mask()
+    layer, latents = attention(module), torch.randn(B, 3, 8)
+    seen = encode(module, x, mask)[1]
+    assert seen.any()
+    assert case.mask_shape == () or seen.any(1).all()
+    out, spoiled = (layer(latents, module(values, mask)) for values in (x, spoil(x, mask)))
+    assert torch.equal(out, spoiled)
+    if not seen.all():
+        assert (out - layer(latents, module(x))).abs().max() > 1e-3
+
+
+@each
+def test_a_mask_of_true_changes_nothing(case):
+    module, x = make(case), case.data()
+    encoded, mask = encode(module, x, torch.ones(B, *case.mask_shape, dtype=torch.bool))
+    assert mask.all()
+    assert torch.equal(encoded, encode(module, x)[0])
+
+
+@each
+def test_batch_of_two_is_two_batches(case):
+    module, x = make(case), case.data()
+    for mask in (None, case.mask()):
+        encoded, seen = encode(module, x, mask)
+        for b in range(B):
+            alone = encode(module, x[b : b + 1], None if mask is None else mask[b : b + 1])
+            torch.testing.assert_close(alone[0], encoded[b : b + 1], rtol=1e-5, atol=1e-6)
+            assert torch.equal(alone[1], seen[b : b + 1])
+
+
+@each
+def test_gradients_reach_every_parameter(case):
+    module, x = make(case), case.data()
+    leaf = x.requires_grad_() if x.is_floating_point() else None
+    for mask in (None, case.mask()):
+        module.zero_grad()
+        out = attention(module)(torch.randn(B, 3, 8), module(spoil(x, mask) if mask is not None else x, mask))
+        out.square().sum().backward()
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
+    if leaf is not None:
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad.abs().max() > 0
+
+
+@each
+@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name != "reference"])
+def test_every_implementation_of_attention_agrees(case, implementation):
+    module, x = make(case).double(), case.data()
+    x = x.double() if x.is_floating_point() else x
+    latents = torch.randn(B, 3, 8, dtype=torch.float64)
+    for mask in (None, case.mask()):
+        results = []
+        for name in ("reference", implementation):
+            module.zero_grad()
+            out = attention(module, name).double()(latents, module(x, mask))
+            out.square().sum().backward()
+            results.append([out, *(p.grad for p in module.parameters())])
+        for ours, truth in zip(*results, strict=True):
+            torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-10)
+
+
+@each
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_half_precision(case, dtype):
+    """Content may be half precision; what a position is stays exact."""
+    module, x, mask = make(case), case.data(), case.mask()
+    half = make(case).to(dtype) if case.compiles else None
+    assert half is not None
+    half.load_state_dict(module.state_dict())
+    ours = half(x.to(dtype) if x.is_floating_point() else x, mask)
+    for group, full in zip(ours, module(x, mask), strict=True):
+        assert group.content.dtype == dtype or not x.is_floating_point()
+        for table, exact in zip(group.tables, full.tables, strict=True):
+            learned = not hasattr(module, "features") and not hasattr(module, "patches")
+            if learned:
+                torch.testing.assert_close(table.float(), exact, rtol=0.05, atol=0.05)
+            else:
+                assert table.dtype == torch.float32
+                assert torch.equal(table, exact)
+        assert group.encoded().isfinite().all()
+
+
+@each
+def test_compiles_as_one_graph(case):
+    torch.compiler.reset()
+    module, x, mask = make(case), case.data(), case.mask()
+    compiled = torch.compile(lambda x, mask: [g.encoded() for g in module(x, mask)], fullgraph=True, backend="aot_eager")
+    for given in (None, mask):
+        for ours, plain in zip(compiled(x, given), [g.encoded() for g in module(x, given)], strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_every_kind_is_tested():
+    kinds = {type(case.module()).__name__ for case in CASES.values()} | {Multimodal.__name__}
+    ours = {name for name, kind in InputModule.kinds.items() if kind.__module__.startswith("perceivers.")}
+    assert ours == kinds
+    assert multimodal()(multimodal_data())
