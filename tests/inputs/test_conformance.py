@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
+from inputs.cases import CASES, B, multimodal, multimodal_data
 
 from accuracy import assert_varies, draw_parameters
-from inputs.cases import CASES, B, multimodal, multimodal_data
 from perceivers.inputs import InputModule, Multimodal
 from perceivers.layers import CrossAttention
 from perceivers.ops.cross_attention import IMPLEMENTATIONS
