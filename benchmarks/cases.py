@@ -29,9 +29,14 @@ class Comparison:
     unbiased: bool = False
 
 
+def _arguments(name: str) -> dict[str, Any]:
+    """Of `Perceiver`, for a published model."""
+    return {key: value for key, value in PRESETS[name].items() if key != "model_class"}
+
+
 # The published models, pictures to latents. Both peers take the highest frequencies from the size of the picture.
-_FOURIER = {**PRESETS["perceiver_imagenet_fourier"], "resolution": None, "num_classes": None}
-_FOURIER_1CROSS = {**PRESETS["perceiver_imagenet_fourier_1cross"], "resolution": None, "num_classes": None}
+_FOURIER = {**_arguments("perceiver_imagenet_fourier"), "resolution": None, "num_classes": None}
+_FOURIER_1CROSS = {**_arguments("perceiver_imagenet_fourier_1cross"), "resolution": None, "num_classes": None}
 # What perceiver-pytorch has, pictures to logits.
 _GEGLU = {
     "latent_layers_indice": None,
@@ -66,7 +71,7 @@ COMPARISONS = {
     # the published sizes, but feed-forwards as wide as perceiver-pytorch has them
     "fourier_geglu": Comparison(
         {
-            **PRESETS["perceiver_imagenet_fourier"],
+            **_arguments("perceiver_imagenet_fourier"),
             **_GEGLU,
             "ff_dim_scale": 4,
             "num_latent_transformers_in_layers": [6, 6],

@@ -129,6 +129,7 @@ class TestRepository:
             "ops": {"_checks", "ops"},
             "position": {"_checks", "position"},
             "layers": {"_checks", "layers", "ops", "position"},
+            "inputs": {"_checks", "_parts", "inputs", "layers", "ops", "position"},
             "checkpoints": {"_checks", "checkpoints"},
         }
         for folder, names in allowed.items():

@@ -3,15 +3,16 @@
 Letters: B batch, C channels, A axes, n_a length of axis a.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from perceivers._checks import a_list, an_int, one_of
+from perceivers._checks import a_list, an_int
+from perceivers._parts import Part
+from perceivers.inputs.ragged import pad_ragged
 from perceivers.ops.tokens import Positions, check_array, check_mask
 from perceivers.position import FourierFeatures, grid_coordinates
 
@@ -28,7 +29,7 @@ class Located(NamedTuple):
     coordinates: Any
 
 
-class InputModule(nn.Module):
+class InputModule(Part, argument="inputs"):
     """Turns data of one kind into token groups: `forward(x, mask=None) -> list[Tokens]`, which share one softmax.
 
     True in a mask is what may be attended to, and what lies under False, even NaN, has no effect. Tokens keep the parts of an
@@ -37,42 +38,20 @@ class InputModule(nn.Module):
     Attributes:
         num_channels: Channels of an encoded input.
         config: All arguments of the constructor, every default resolved, ready for JSON.
-        kinds: Every subclass by its name.
     """
 
-    kinds: ClassVar[dict[str, type["InputModule"]]] = {}
     num_channels: int
-    config: dict[str, Any]
-
-    def __init_subclass__(cls) -> None:
-        InputModule.kinds[cls.__name__] = cls
-
-    def describe(self) -> dict[str, Any]:
-        """The configuration with the kind of module, from which `create` makes one like it."""
-        return {"kind": type(self).__name__, **self.config}
-
-    @staticmethod
-    def create(description: "InputModule | Mapping[str, Any]") -> "InputModule":
-        """Makes a module from what `describe` returned, such as `{"kind": "Labels", "num_classes": 700}`.
-
-        A module is returned as it is.
-
-        Raises:
-            ValueError: If the kind is unknown, or an argument does not fit.
-            TypeError: If an argument is none of that kind's.
-        """
-        if isinstance(description, InputModule):
-            return description
-        if not isinstance(description, Mapping):
-            raise ValueError(f"input={description!r} must be an input module or a dict with 'kind' and its arguments")
-        kind = one_of("kind", description.get("kind"), sorted(InputModule.kinds))
-        return InputModule.kinds[kind](**{name: value for name, value in description.items() if name != "kind"})
 
     def check_dtype(self, x: Tensor) -> None:
         """Raises `ValueError` where float64 would meet parameters of another dtype."""
         dtype = next((parameter.dtype for parameter in self.parameters()), x.dtype)
         if x.dtype.itemsize > 4 and x.dtype != dtype:
             raise ValueError(f"x is {x.dtype} but the model is {dtype}: convert one, x.float() or model.double()")
+
+
+def linear_map(linear: nn.Linear | None) -> dict[str, Any]:
+    """The arguments of `Tokens` for a linear map of the content."""
+    return {} if linear is None else {"embedding": linear.weight, "constant": linear.bias}
 
 
 def a_shape(data_shape: Sequence[int], axes: range = range(1, 5)) -> list[int]:
@@ -155,49 +134,16 @@ class Grid:
         return Positions(features.tables(lengths, dtype=dtype, device=content.device))
 
 
-def pad_ragged(
-    arrays: Sequence[Tensor], masks: Sequence[Tensor] | None = None, *, channel_axes: int = 1, axes: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Makes one array of arrays with different lengths: shorter ones are padded with zeros, and the padding is masked.
-
-    Args:
-        arrays: B arrays, `[C, *axes]`, or `[*axes]` without channels.
-        masks: For each `[*axes]`, bool; `None` for True everywhere.
-        channel_axes: Number of leading axes that are the same for all arrays.
-        axes: Number of axes whose lengths differ.
-
-    Returns:
-        `[B, C, *axes]`, its mask `[B, *axes]`, and the arrays' own lengths `[B, axes]`.
-
-    Raises:
-        ValueError: If an entry is no tensor, has other axes, other channels, another dtype, or is empty.
-    """
-    for i, array in enumerate(arrays):
-        if not isinstance(array, Tensor) or array.ndim != channel_axes + axes:
-            got = f"has shape {list(array.shape)}" if isinstance(array, Tensor) else f"is a {type(array).__name__}"
-            shape = "[C, *axes]" if channel_axes else "[*axes]"
-            raise ValueError(
-                f"x[{i}] {got}, but a list of tensors {shape} with {channel_axes + axes} axes is needed, one a sample"
-            )
-        if array.shape[:channel_axes] != arrays[0].shape[:channel_axes] or array.dtype != arrays[0].dtype:
-            raise ValueError(
-                f"x[{i}] has shape {list(array.shape)} and {array.dtype}, x[0] has {list(arrays[0].shape)} and"
-                f" {arrays[0].dtype}: make channels and dtype equal"
-            )
-        if 0 in array.shape:
-            raise ValueError(f"x[{i}] has shape {list(array.shape)} with an empty axis: leave it out, or mask one element")
-    if not arrays:
-        raise ValueError("x is an empty list: give at least one array")
-    if masks is not None and (not isinstance(masks, list | tuple) or len(masks) != len(arrays)):
-        raise ValueError(f"mask is a {type(masks).__name__}, but x is a list of {len(arrays)} arrays: give a list of as many")
-    for i, mask in enumerate(masks or ()):
-        check_mask(mask, arrays[i].shape[channel_axes:], f"that of x[{i}]")
-    lengths = torch.tensor([list(array.shape[channel_axes:]) for array in arrays])
-    longest = lengths.amax(0).tolist()
-
-    def pad(array: Tensor) -> Tensor:
-        missing = [most - n for most, n in zip(longest, array.shape[array.ndim - axes :], strict=True)]
-        return F.pad(array, [edge for count in reversed(missing) for edge in (0, count)])
-
-    own = masks or [array.new_ones(array.shape[channel_axes:], dtype=torch.bool) for array in arrays]
-    return torch.stack([pad(array) for array in arrays]), torch.stack([pad(mask) for mask in own]), lengths
+def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name: str, mask: Tensor | None) -> Tensor:
+    """Returns ids with 0 under a False mask; raises `ValueError` unless they are integers from 0 to `count - 1`."""
+    if not isinstance(ids, Tensor) or ids.ndim != ndim or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        got = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise ValueError(f"{name} is {got}, but an integer tensor {shape} is needed: convert it, such as {name}.long()")
+    check_mask(mask, ids.shape, shape)
+    ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
+    # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
+    if ids.numel() > 0 and not torch.compiler.is_compiling() and ids.device.type == "cpu":
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} has ids from {low} to {high}, but {count_name}={count}: ids are 0 to {count - 1}")
+    return ids

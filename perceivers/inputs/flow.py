@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers._checks import an_int
-from perceivers.inputs.base import Grid, InputModule, Located, a_shape
+from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens, check_mask
 from perceivers.position import FourierFeatures
@@ -76,8 +76,7 @@ class FramePairs(InputModule):
                 content=content,
                 positions=grid.positions(self.features, content),
                 mask=grid.mask,
-                embedding=None if self.linear is None else self.linear.weight,
-                constant=None if self.linear is None else self.linear.bias,
+                **linear_map(self.linear),
             )
         ]
 

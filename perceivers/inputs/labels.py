@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers._checks import an_int
-from perceivers.inputs.base import InputModule
-from perceivers.inputs.text import check_ids
+from perceivers.inputs.base import InputModule, check_ids
 from perceivers.ops.tokens import Tokens, check_mask
 
 

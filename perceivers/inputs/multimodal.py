@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import an_int, one_of
+from perceivers._parts import describe
 from perceivers.inputs.base import InputModule, Located
+from perceivers.inputs.ragged import index_of
 from perceivers.ops.tokens import Positions, Tokens
 
 
@@ -63,7 +65,11 @@ class Multimodal(InputModule):
                 raise ValueError(f"modalities has the name {name!r}: choose a string without dots that is no method of a dict")
         one_of("order", order, ("sorted", "given"))
         self.names = sorted(modalities) if order == "sorted" else list(modalities)
-        self.modalities = nn.ModuleDict({name: InputModule.create(modalities[name]) for name in self.names})
+        parts = {name: InputModule.create(modalities[name]) for name in self.names}
+        for name, part in parts.items():
+            if not isinstance(part, InputModule):
+                raise ValueError(f"modality {name!r} is a {type(part).__name__}, no perceivers.inputs.InputModule: give one")
+        self.modalities = nn.ModuleDict(parts)
         widths = {name: self.module(name).num_channels for name in self.names}
         self.num_channels = max(widths.values()) + an_int("min_padding_size", min_padding_size, 0)
         self.mask_probs = self._probabilities("mask_probs", mask_probs)
@@ -75,7 +81,7 @@ class Multimodal(InputModule):
         )
         self.mask_tokens = nn.ParameterDict({name: nn.Parameter(torch.empty(self.num_channels)) for name in self.mask_probs})
         self.config: dict[str, Any] = {
-            "modalities": {name: self.module(name).describe() for name in self.names},
+            "modalities": {name: describe(self.modalities[name]) for name in self.names},
             "min_padding_size": min_padding_size,
             "order": order,
             "mask_probs": self.mask_probs,
@@ -88,7 +94,8 @@ class Multimodal(InputModule):
     def reset_parameters(self) -> None:
         """Draws new padding and mask vectors: normal with deviation 0.02, cut at two of them, as in DeepMind's code."""
         for vector in [*self.padding.values(), *self.mask_tokens.values()]:
-            nn.init.trunc_normal_(vector, std=0.02, a=-0.04, b=0.04)
+            if vector.numel() > 0:  # the widest modality may need no padding
+                nn.init.trunc_normal_(vector, std=0.02, a=-0.04, b=0.04)
 
     def module(self, name: str) -> InputModule:
         """The input module of a modality."""
@@ -131,12 +138,8 @@ class Multimodal(InputModule):
 
     def _encode(self, name: str, x: Any, mask: Any) -> list[Tokens]:
         whole = mask if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 1 else None
-        groups = self.module(name)(x, mask if whole is None else None)
+        groups = self.module(name)(x, mask) if whole is None else self.module(name)(_clear(x, whole))
         if whole is not None:
-            if len(whole) != groups[0].content.shape[0]:
-                raise ValueError(
-                    f"mask of {name!r} has shape {list(whole.shape)}, but [{groups[0].content.shape[0]}] is needed"
-                )
             groups = [restrict(group, whole) for group in groups]
         groups = [self._pad(group, self.padding[name]) for group in groups]
         if name in self.mask_probs and (self.training or self.mask_when == "always"):
@@ -179,7 +182,8 @@ class Multimodal(InputModule):
 def _clear(x: Any, present: Tensor) -> Any:
     """Zeros for samples that are not present, so that what they hold is neither checked nor mixed into statistics."""
     if isinstance(x, Located):
-        return Located(_clear(x.values, present), _clear(x.coordinates, present))
+        shared = not isinstance(x.coordinates, Tensor) or x.coordinates.ndim == 1  # by all samples
+        return Located(_clear(x.values, present), x.coordinates if shared else _clear(x.coordinates, present))
     if isinstance(x, Mapping):
         return {name: _clear(value, present) for name, value in x.items()}
     if not isinstance(x, Tensor):
@@ -202,24 +206,19 @@ def replace_by(group: Tokens, vector: Tensor, replaced: Tensor) -> Tokens:
     The group stays factored: content is zeroed there, each table has a row of zeros for it, and one more table holds the
     constant for the others and the vector for them.
     """
-    batch, rows = group.content.shape[0], group.num_inputs
     width = group.num_channels
     constant = vector.new_zeros(0) if group.constant is None else group.constant
-    tables = [torch.stack([F.pad(constant, (0, width - len(constant))), vector])]
-    index = [replaced.flatten(1).long()]
-    for a, table in enumerate(group.tables):
-        length = table.shape[-2]
-        if group.index is not None:
-            i_BM = group.index[..., a]
-        else:
-            steps = torch.arange(length, device=vector.device)
-            shape = [-1 if axis == a else 1 for axis in range(len(group.tables))]
-            i_BM = steps.reshape(shape).expand(group.content.shape[2:]).reshape(1, rows).expand(batch, -1)
-        index.append(i_BM.masked_fill(replaced.flatten(1), length))
-        tables.append(F.pad(table, (0, 0, 0, 1)))
+    either = torch.stack([F.pad(constant, (0, width - len(constant))), vector])
+    replaced_BM1 = replaced.flatten(1).unsqueeze(-1)
+    lengths = torch.tensor([table.shape[-2] for table in group.tables], dtype=torch.long, device=vector.device)
+    index = torch.where(replaced_BM1, lengths, index_of(group))
     return Tokens(
         content=group.content.masked_fill(replaced.unsqueeze(1), 0).flatten(2),
-        positions=Positions(tables, torch.stack(index, dim=-1), [0, *group.starts]),
+        positions=Positions(
+            tables=[either, *(F.pad(table, (0, 0, 0, 1)) for table in group.tables)],
+            index=torch.cat([replaced_BM1.long(), index], dim=-1),
+            starts=[0, *group.starts],
+        ),
         mask=None if group.mask is None else group.mask.flatten(1),
         embedding=group.embedding,
     )

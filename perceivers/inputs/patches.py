@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from perceivers._checks import an_int, one_each, one_of
-from perceivers.inputs.base import Grid, InputModule, Located, a_shape
+from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
 from perceivers.position import FourierFeatures, by_kinds
@@ -102,8 +102,7 @@ def patch_tokens(grid: Grid, patch_size: Sequence[int], linear: Linear | None, f
         content=content,
         positions=grid.positions(features, content, patch_size),
         mask=mask,
-        embedding=None if linear is None else linear.weight,
-        constant=None if linear is None else linear.bias,
+        **linear_map(linear),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.inputs.base import Grid, InputModule, Located, a_shape
+from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures, LearnedPositions
@@ -116,13 +116,11 @@ class LearnedPixels(InputModule):
         grid = Grid.of(x, mask, self.config["data_shape"], self)
         table = self.positions(grid.values.shape[2:])
         positions = Positions([table if self.position_linear is None else self.position_linear(table)])
-        linear = self.linear
         return [
             Tokens(
                 content=grid.values.flatten(2),
                 positions=positions,
                 mask=None if grid.mask is None else grid.mask.flatten(1),
-                embedding=None if linear is None else linear.weight,
-                constant=None if linear is None else linear.bias,
+                **linear_map(self.linear),
             )
         ]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_list, an_int
-from perceivers.inputs.base import InputModule, pad_ragged
-from perceivers.ops.tokens import Positions, Tokens, check_mask
+from perceivers.inputs.base import InputModule, check_ids
+from perceivers.inputs.ragged import pad_ragged
+from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import LearnedPositions
 
 
@@ -58,21 +59,6 @@ class TokenIds(InputModule):
         return [Tokens(content, Positions([self.positions.embeddings[:length]], starts=[0]), mask)]
 
 
-def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name: str, mask: Tensor | None) -> Tensor:
-    """Returns ids with 0 under a False mask; raises `ValueError` unless they are integers from 0 to `count - 1`."""
-    if not isinstance(ids, Tensor) or ids.ndim != ndim or ids.dtype.is_floating_point or ids.dtype == torch.bool:
-        got = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
-        raise ValueError(f"{name} is {got}, but an integer tensor {shape} is needed: convert it, such as {name}.long()")
-    check_mask(mask, ids.shape, shape)
-    ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
-    # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
-    if ids.numel() > 0 and not torch.compiler.is_compiling() and ids.device.type == "cpu":
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= count:
-            raise ValueError(f"{name} has ids from {low} to {high}, but {count_name}={count}: ids are 0 to {count - 1}")
-    return ids
-
-
 class ByteTokenizer:
     """Text as UTF-8 bytes: id = byte + 6, and six special ids. No files, no vocabulary to train.
 
@@ -120,10 +106,13 @@ class ByteTokenizer:
             ValueError: If a text is longer than `length`.
         """
         rows = [self.encode(text) for text in a_list("texts", texts, "strings")]
-        longest = max(1, *(len(row) for row in rows)) if rows else 0
-        if not rows or longest > an_int("length", longest if length is None else length):
-            raise ValueError(f"length={length!r} is too short for a text of {longest} ids, or there is none: cut the texts")
-        ids = torch.full((len(rows), length or longest), self.pad)
+        if not rows:
+            raise ValueError("texts=[], there is no text: give at least one")
+        longest = max(1, *(len(row) for row in rows))
+        length = longest if length is None else an_int("length", length)
+        if longest > length:
+            raise ValueError(f"length={length} is too short for a text of {longest} ids: cut the text")
+        ids = torch.full((len(rows), length), self.pad)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)

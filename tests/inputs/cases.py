@@ -9,14 +9,19 @@ from torch import Tensor
 
 from perceivers.inputs import (
     ConvStem,
+    Events,
     FramePairs,
     InputModule,
     Labels,
     LearnedPixels,
+    Located,
     LogMel,
     Multimodal,
     Patches,
     Pixels,
+    Points,
+    Tabular,
+    TimeSeries,
     TokenIds,
     Waveform,
 )
@@ -33,7 +38,7 @@ class Case:
     mask_shape: tuple[int, ...]
     channels: int
     inputs: int
-    compiles: bool = True
+    positions_only: bool = False  # the data are coordinates and nothing else
 
     def mask(self) -> Tensor:
         """About a third is False, and something in each sample is True and something False."""
@@ -48,6 +53,10 @@ class Case:
 
 def _floats(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(B, *shape)
+
+
+def _coordinates(*shape: int) -> Callable[[], Tensor]:
+    return lambda: 2 * torch.rand(B, *shape) - 1
 
 
 def _ids(most: int, *shape: int) -> Callable[[], Tensor]:
@@ -88,6 +97,13 @@ CASES = {
     "video_patches": Case(
         lambda: Patches(data_shape=[2, 4, 6, 4], patch_size=[2, 3, 2], num_bands=1), _floats(2, 4, 6, 4), (4, 6, 4), 33, 8
     ),
+    "video_patches_by_kinds": Case(
+        lambda: Patches(data_shape=[2, 4, 6, 4], patch_size=[2, 3, 2], embed_dim=3, num_bands=1, feature_order="kinds"),
+        _floats(2, 4, 6, 4),
+        (4, 6, 4),
+        3 + 9,
+        8,
+    ),
     "frame_pairs": Case(
         lambda: FramePairs(data_shape=[3, 4, 5], embed_dim=8, num_bands=2), _floats(3, 2, 4, 5), (4, 5), 18, 20
     ),
@@ -123,7 +139,36 @@ CASES = {
         5,
     ),
     "ids": Case(lambda: TokenIds(vocab_size=11, max_length=9, dim=6), _ids(11, 7), (7,), 6, 7),
-    "labels": Case(lambda: Labels(num_classes=5), _ids(5), (), 5, 1),
+    "points": Case(lambda: Points(resolution=20, num_bands=2), _coordinates(3, 6), (6,), 15, 6, positions_only=True),
+    "points_with_values": Case(
+        lambda: Points(num_axes=2, num_values=3, resolution=20, num_bands=2),
+        lambda: Located(torch.randn(B, 3, 6), _coordinates(2, 6)()),
+        (6,),
+        3 + 10,
+        6,
+    ),
+    "events": Case(
+        lambda: Events(data_shape=[2, 4, 5], num_bands=2),
+        lambda: Located(torch.randn(B, 2, 7), torch.randint(4, (B, 2, 7))),
+        (7,),
+        2 + 10,
+        7,
+    ),
+    "time_series": Case(
+        lambda: TimeSeries(num_variables=3, start=0, stop=10, resolution=20, variable_channels=4, num_bands=2),
+        lambda: Located(torch.randn(B, 3, 5), 10 * torch.rand(B, 5)),
+        (3, 5),
+        1 + 4 + 5,
+        15,
+    ),
+    "tabular": Case(
+        lambda: Tabular(num_numeric=3, categories=[4, 2], dim=5),
+        lambda: {"numeric": torch.randn(B, 3), "categorical": torch.randint(2, (B, 2))},
+        (5,),
+        5,
+        5,
+    ),
+    "labels": Case(lambda: Labels(num_classes=5), lambda: torch.tensor([1, 4]), (), 5, 1),
 }
 
 

@@ -1,0 +1,112 @@
+"""Tables with columns of numbers and of categories.
+
+Letters: B batch (rows of the table), M columns, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceivers._checks import a_list, an_int, one_of
+from perceivers.inputs.base import InputModule, check_ids
+from perceivers.ops.tokens import Tokens, check_array, check_mask
+
+
+class Tabular(InputModule):
+    """Each column as one input: a number times a learned vector plus another, or a learned vector for each category.
+
+    Source: Gorishniy et al., 2021, "Revisiting Deep Learning Models for Tabular Data", section 3.3.
+
+    Args:
+        num_numeric: Columns of numbers.
+        categories: For each column of categories, how many there are.
+        dim: Width of the vectors, which is `num_channels`.
+        missing: "mask" leaves missing values out; "token" puts a vector in their place, one learned for each column.
+
+    Raises:
+        ValueError: If an argument is out of range or there is no column; the message names it.
+    """
+
+    def __init__(self, *, num_numeric: int = 0, categories: Sequence[int] = (), dim: int = 64, missing: str = "mask") -> None:
+        super().__init__()
+        num_numeric = an_int("num_numeric", num_numeric, 0)
+        self.categories = [an_int("categories", n) for n in a_list("categories", categories, "whole numbers")]
+        columns = num_numeric + len(self.categories)
+        if columns == 0:
+            raise ValueError("num_numeric=0 and categories=[] leave no column: give at least one")
+        self.num_channels = an_int("dim", dim)
+        self.missing = one_of("missing", missing, ("mask", "token"))
+        if num_numeric:
+            self.slopes = nn.Parameter(torch.empty(num_numeric, dim))
+            self.offsets = nn.Parameter(torch.empty(num_numeric, dim))
+        if self.categories:
+            self.embeddings = nn.Embedding(sum(self.categories), dim)
+        self.missing_tokens = nn.Parameter(torch.empty(columns, dim)) if missing == "token" else None
+        self.config: dict[str, Any] = {
+            "num_numeric": num_numeric,
+            "categories": self.categories,
+            "dim": dim,
+            "missing": missing,
+        }
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new vectors: normal with deviation 1, cut at two, like those of token ids."""
+        for parameter in self.parameters():
+            nn.init.trunc_normal_(parameter)
+
+    def forward(self, x: Mapping[str, Tensor], mask: Tensor | None = None) -> list[Tokens]:
+        """Makes one token group, the columns of numbers first.
+
+        Args:
+            x: `{"numeric": ..., "categorical": ...}`, each where there are such columns: numbers `[B, num_numeric]`,
+                floating point, NaN where missing, best standardised; categories `[B, len(categories)]`, integers, -1 where
+                missing.
+            mask: `[B, M]`, bool, True where a column may be attended to.
+
+        Raises:
+            ValueError: If a name, shape or dtype does not fit, or a category is out of range.
+        """
+        wanted = {"numeric": self.config["num_numeric"], "categorical": len(self.categories)}
+        names = [name for name, count in wanted.items() if count]
+        if not isinstance(x, Mapping) or set(x) != set(names):
+            got = f"has {sorted(map(str, x))}" if isinstance(x, Mapping) else f"is a {type(x).__name__}"
+            raise ValueError(f"x {got}, but a dict with exactly {names} is needed")
+        tokens, known, batch = [], [], len(x[names[0]])
+        check_mask(mask, (batch, sum(wanted.values())), "[B, M], a column each")
+        if numeric := wanted["numeric"]:
+            numbers = x["numeric"]
+            check_array("x['numeric']", numbers, 2, f"[B, {numeric}]")
+            self.check_dtype(numbers)
+            _check_columns("numeric", numbers, batch, numeric)
+            present = _present(~numbers.isnan(), mask, slice(0, numeric))
+            known.append(present)
+            tokens.append(numbers.masked_fill(~present, 0).unsqueeze(-1) * self.slopes + self.offsets)
+        if wanted["categorical"]:
+            ids = x["categorical"]
+            _check_columns("categorical", ids, batch, wanted["categorical"])
+            present = _present(ids != -1, mask, slice(numeric, None))
+            columns = [
+                check_ids(f"x['categorical'][:, {i}]", ids[:, i], "[B]", 1, n, f"categories[{i}]", present[:, i])
+                + sum(self.categories[:i])
+                for i, n in enumerate(self.categories)
+            ]
+            known.append(present)
+            tokens.append(self.embeddings(torch.stack(columns, dim=1)))
+        content_BMD, known_BM = torch.cat(tokens, dim=1), torch.cat(known, dim=1)
+        if self.missing_tokens is None:
+            return [Tokens(content_BMD.mT, mask=known_BM)]
+        content_BMD = torch.where(known_BM.unsqueeze(-1), content_BMD, self.missing_tokens)
+        return [Tokens(content_BMD.mT, mask=mask)]
+
+
+def _check_columns(name: str, columns: Any, batch: int, count: int) -> None:
+    if not isinstance(columns, Tensor) or tuple(columns.shape) != (batch, count):
+        got = f"has shape {list(columns.shape)}" if isinstance(columns, Tensor) else f"is a {type(columns).__name__}"
+        raise ValueError(f"x[{name!r}] {got}, but [{batch}, {count}] is needed, one number a row and column")
+
+
+def _present(known: Tensor, mask: Tensor | None, columns: slice) -> Tensor:
+    return known if mask is None else known & mask[:, columns]
