@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-slow lint wheel-test bench clean
+.PHONY: demo test test-slow lint wheel-test sanitize bench bench-full peers clean
 
 demo: .venv/.demo
 	.venv/bin/python examples/Perceiver/demo.py $(ARGS)
@@ -23,11 +23,24 @@ lint: .venv/.all
 wheel-test: .venv/.all
 	.venv/bin/python tools/wheel_test.py $(ARGS)
 
-bench: .venv/.all
+sanitize: .venv/.all
+	.venv/bin/python tools/sanitize.py $(ARGS)
+
+bench: peers
 	.venv/bin/python -m benchmarks.cross_attention $(ARGS)
+	.venv/bin/python -m benchmarks.models $(ARGS)
+
+bench-full: peers
+	.venv/bin/python -m benchmarks.cross_attention --full $(ARGS)
+	.venv/bin/python -m benchmarks.models --full $(ARGS)
+	.venv/bin/python -m benchmarks.memory $(ARGS)
+
+# A peer that does not install is left out of the tables, which say so.
+peers: .venv/.all
+	-.venv/bin/python -m benchmarks.peers
 
 clean:
-	rm -rf .venv build dist *.egg-info perceivers/ops/cross_attention/_separable.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist *.egg-info perceivers/ops/cross_attention/_separable.* .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,83 +1,164 @@
-"""Cross-attention from latents to an encoded picture: every implementation, and transformers' code on the same weights.
+"""Cross-attention from latents to an encoded array: every implementation, and peers on the same weights.
 
-    python -m benchmarks.cross_attention [--quick] [--keep]
+    python -m benchmarks.cross_attention [--quick | --full] [--only PATTERN] [--keep]
 
 The work: content beside position tables in, attention of all latents out, before the output projection. For transformers
-that is concatenation and its `PerceiverSelfAttention`; results are compared before anything is timed. Ratios are against
-`dense`, above 1 is faster than it. The last line is one JSON document.
+that is concatenation and its `PerceiverSelfAttention`, for KeOps a formula (`benchmarks.peers.keops`), where it is installed
+(`python -m benchmarks.peers keops`) and takes seconds, not minutes. Results are compared before anything is timed. Ratios are
+against `dense`, above 1 is faster than it; how `dense` compares with transformers says whether they are honest. `--full` has
+more sizes, and one thread beside all. The last line is one JSON document.
 """
 
-import argparse
 import json
-from collections.abc import Callable
-from typing import Any
+import tempfile
+from contextlib import ExitStack
+from fnmatch import fnmatch
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import keep, row, times
+from benchmarks.harness import MODES, Subject, differences, keep, parser, row, times
+from benchmarks.processes import Process
 from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
+from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures
 
-# name: grid, content channels, bands, latents, heads, width of a head
+
+class Size(NamedTuple):
+    """One call: the array, its position features, the queries."""
+
+    grid: tuple[int, ...]
+    content: int
+    bands: int
+    latents: int
+    heads: int
+    width: int
+
+
 SIZES = {
-    "64x64_N256": ((64, 64), 3, 32, 256, 1, 133),
-    "224x224_N512": ((224, 224), 3, 64, 512, 1, 261),
-    "224x224_N1024": ((224, 224), 1, 64, 1024, 1, 512),
+    "64x64_N256": Size((64, 64), content=3, bands=32, latents=256, heads=1, width=133),
+    "224x224_N512": Size((224, 224), content=3, bands=64, latents=512, heads=1, width=261),
+    "224x224_N1024": Size((224, 224), content=1, bands=64, latents=1024, heads=1, width=512),
 }
-QUICK = {"12x12_N16": ((12, 12), 3, 4, 16, 1, 21)}
+MORE_SIZES = {
+    "224x224_N512_H8": Size((224, 224), content=3, bands=64, latents=512, heads=8, width=64),
+    "512x512_N512": Size((512, 512), content=3, bands=64, latents=512, heads=1, width=261),
+    "56x56_N512_U64": Size((56, 56), content=64, bands=64, latents=512, heads=1, width=322),  # after a convolution
+    "16x112x112_N512": Size((16, 112, 112), content=3, bands=32, latents=512, heads=1, width=198),  # video
+    "61440_N512": Size((61440,), content=1, bands=64, latents=512, heads=1, width=130),  # sound
+}
+QUICK = {"12x12_N16": Size((12, 12), content=3, bands=4, latents=16, heads=1, width=21)}
+DENSE_TO_TRANSFORMERS = 1.1  # dense is to take at most this times transformers' time
+KEOPS_PAIRS, KEOPS_PAIRS_FULL = 1 << 20, 1 << 25  # of queries and inputs: it takes 0.4 s for a million
 
 
 def main() -> None:
     """Measures, prints a table, keeps rows where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one small size, to see that all of it runs")
-    parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
-    arguments = parser.parse_args()
+    options = parser(__doc__, only="sizes")
+    options.add_argument("--full", action="store_true", help="all sizes, with one thread and with all")
+    arguments = options.parse_args()
     rows = []
-    print(f"{'size':16} {'mode':18} {'implementation':16} {'median ms':>10} {'ratio':>7}")
-    for name, size in (QUICK if arguments.quick else SIZES).items():
-        functions, leaves = build(*size)
-        check(functions)
-        for mode in ("forward", "forward_backward"):
-            calls = {key: timed(function, leaves, mode) for key, function in functions.items()}
-            measured = times(calls, seconds=0.05 if arguments.quick else 3)
-            lines = {key: row(ms, benchmark="cross_attention", size=name, mode=mode, what=key) for key, ms in measured.items()}
-            for key, line in lines.items():
-                line["ratio_to_dense"] = round(lines["dense"]["p50_ms"] / line["p50_ms"], 3)
-                print(f"{name:16} {mode:18} {key:16} {line['p50_ms']:10.2f} {line['ratio_to_dense']:7.2f}")
-                rows.append(line)
-    if arguments.keep:
-        keep("cross_attention", rows)
+    all_threads = torch.get_num_threads()
+    print(f"{'size':16} {'threads':>7} {'mode':8} {'what':16} {'median ms':>10} {'ratio':>7}")
+    for name, size in (QUICK if arguments.quick else SIZES | (MORE_SIZES if arguments.full else {})).items():
+        for threads in sorted({1, all_threads} if arguments.full else {all_threads}):
+            if fnmatch(name, arguments.only):
+                torch.set_num_threads(threads)
+                measured = compare(name, size, arguments.quick, KEOPS_PAIRS_FULL if arguments.full else KEOPS_PAIRS)
+                rows += keep("cross_attention", measured) if arguments.keep else measured
+    torch.set_num_threads(all_threads)
     print(json.dumps(rows))
 
 
-def build(
-    grid: tuple[int, ...], content: int, bands: int, latents: int, heads: int, width: int
-) -> tuple[dict[str, Callable[[], Tensor]], list[Tensor]]:
-    """Returns functions of no argument that all compute the same, and the tensors whose gradients a training step needs."""
-    torch.manual_seed(0)
-    positions = FourierFeatures(num_bands=bands, resolutions=grid)
-    tables = positions.tables(grid, dtype=torch.float32, device=torch.device("cpu"))
-    channels = content + positions.num_channels
-    tokens = Tokens(torch.randn(1, content, *grid), Positions(tables))
-    theirs = transformers_attention(latents_width=width * heads, channels=channels, heads=heads, width=width * heads)
-    q_input = torch.randn(1, latents, width * heads)
-    weights = (theirs.key.weight, theirs.key.bias, theirs.value.weight, theirs.value.bias)
-    norm = Norm(theirs.layernorm2.weight, theirs.layernorm2.bias)
+def compare(name: str, size: Size, quick: bool, keops_pairs: int) -> list[dict[str, Any]]:
+    """Checks and times everything that can do one size, with as many threads as PyTorch has now."""
+    work, rows = Work(size), []
+    head = f"{name:16} {torch.get_num_threads():7}"
+    with ExitStack() as stack:
+        subjects, left_out = work.subjects()
+        results = {what: subject.results() for what, subject in subjects.items()}
+        if size.heads > 1 or size.latents * prod(size.grid) > keops_pairs:
+            left_out["keops"] = "several heads, or so large that it takes minutes"
+        else:
+            try:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                torch.save(work.case(), folder / "case.pt")
+                subjects["keops"] = stack.enter_context(Process("keops", folder / "case.pt"))
+                results["keops"] = subjects["keops"].results()
+            except LookupError as error:
+                left_out["keops"] = str(error)
+        for what, result in results.items():
+            differences(what, result, results["reference"])
+        for what, reason in left_out.items():
+            print(f"{head} {'-':8} {what:16} left out: {reason}")
+        for mode in MODES:
+            calls = {what: partial(subject.call, mode) for what, subject in subjects.items()}
+            measured = times(calls, seconds=0.05 if quick else 3, at_least=3)
+            lines = {
+                what: row(ms, benchmark="cross_attention", size=name, mode=mode, what=what) for what, ms in measured.items()
+            }
+            for what, line in lines.items():
+                line["ratio_to_dense"] = round(lines["dense"]["p50_ms"] / line["p50_ms"], 3)
+                print(f"{head} {mode:8} {what:16} {line['p50_ms']:10.2f} {line['ratio_to_dense']:7.2f}")
+                rows.append(line)
+            slowness = lines["transformers"]["ratio_to_dense"]
+            print(f"{head} {mode:8} dense takes {slowness:.2f} x transformers' time, to be at most {DENSE_TO_TRANSFORMERS}")
+    return rows
 
-    def ours(implementation: str) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            q = theirs.query(theirs.layernorm1(q_input)).unflatten(-1, (heads, width)).transpose(1, 2)
-            out = cross_attention(q, [tokens], norm, *weights, scale=width**-0.5, implementation=implementation)
-            return out.transpose(1, 2).flatten(-2)
 
-        return call
+class Work:
+    """The tensors of one size, and what computes the same from them."""
 
-    functions = {name: ours(name) for name in IMPLEMENTATIONS}
-    functions["transformers"] = lambda: theirs(q_input, inputs=tokens.encoded())[0]
-    return functions, list(theirs.parameters())
+    def __init__(self, size: Size) -> None:
+        torch.manual_seed(0)
+        self.heads, self.width = size.heads, size.width
+        positions = FourierFeatures(num_bands=size.bands, resolutions=size.grid)
+        tables = positions.tables(size.grid, dtype=torch.float32, device=torch.device("cpu"))
+        self.tokens = Tokens(torch.randn(1, size.content, *size.grid), Positions(tables))
+        self.theirs = transformers_attention(
+            size.heads * size.width, channels=self.tokens.num_channels, heads=size.heads, width=size.heads * size.width
+        )
+        self.latents = torch.randn(1, size.latents, size.heads * size.width)
+
+    def subjects(self) -> tuple[dict[str, Subject | Process], dict[str, str]]:
+        """What can do this size in this process, and why others cannot."""
+        leaves = list(self.theirs.parameters())
+        subjects, left_out = {}, {}
+        for name, implementation in IMPLEMENTATIONS.items():
+            if reason := implementation.why_not(Call(**self.arguments())):
+                left_out[name] = reason
+            else:
+                subjects[name] = Subject(partial(self.ours, name), leaves)
+        subjects["transformers"] = Subject(lambda: self.theirs(self.latents, inputs=self.tokens.encoded())[0], leaves)
+        return subjects, left_out
+
+    def ours(self, implementation: str) -> Tensor:
+        """Computes it with one of our implementations."""
+        return cross_attention(**self.arguments(), implementation=implementation).transpose(1, 2).flatten(-2)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of our operation."""
+        theirs = self.theirs
+        q_BNK = theirs.query(theirs.layernorm1(self.latents))
+        return {
+            "q_BHNK": q_BNK.unflatten(-1, (self.heads, self.width)).transpose(1, 2),
+            "inputs": [self.tokens],
+            "norm": Norm(theirs.layernorm2.weight, theirs.layernorm2.bias),
+            "w_k": theirs.key.weight,
+            "b_k": theirs.key.bias,
+            "w_v": theirs.value.weight,
+            "b_v": theirs.value.bias,
+            "scale": self.width**-0.5,
+        }
+
+    def case(self) -> dict[str, Any]:
+        """What a subject in another process takes."""
+        return {"weights": self.theirs.state_dict(), "latents": self.latents, "x": self.tokens.encoded()}
 
 
 def transformers_attention(latents_width: int, channels: int, heads: int, width: int) -> Any:
@@ -95,21 +176,6 @@ def transformers_attention(latents_width: int, channels: int, heads: int, width:
         q_dim=latents_width,
         kv_dim=channels,
     )
-
-
-def check(functions: dict[str, Callable[[], Tensor]]) -> None:
-    """Fails where two of the functions disagree: the speed of something else is of no interest."""
-    with torch.no_grad():
-        wanted = functions["reference"]()
-        for name, function in functions.items():
-            torch.testing.assert_close(function(), wanted, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def timed(function: Callable[[], Tensor], leaves: list[Tensor], mode: str) -> Callable[[], object]:
-    """Wraps a function for one mode: without gradients, or with those of the parameters."""
-    if mode == "forward":
-        return torch.no_grad()(function)
-    return lambda: torch.autograd.grad(function().square().sum(), leaves)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,77 @@
 """Times functions side by side and keeps rows with everything that is needed to read them later."""
 
+import argparse
 import json
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
+MODES = ("forward", "step")
+TOLERANCE = 1e-3  # of the largest number of a result: float32, up to 48 layers
 
 
-def times(functions: dict[str, Callable[[], object]], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
+def parser(doc: str | None, only: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; `only` says what `--only` chooses from."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all of it runs")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help=f"{only} whose name matches")
+    parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
+    return parser
+
+
+class Subject:
+    """Something to measure.
+
+    Args:
+        function: Computes the output.
+        leaves: The parameters whose gradients a training step needs.
+    """
+
+    def __init__(self, function: Callable[[], Tensor], leaves: list[Tensor]) -> None:
+        self.function, self.leaves = function, leaves
+
+    def call(self, mode: str) -> None:
+        """Computes the output without gradients ("forward"), or with those of all leaves ("step", without an optimiser)."""
+        if mode == "forward":
+            with torch.no_grad():
+                self.function()
+        else:
+            self._step()
+
+    def results(self) -> dict[str, Tensor]:
+        """The output of a step, and the gradient of the first leaf."""
+        output, gradients = self._step()
+        return {"output": output.detach(), "gradient": gradients[0]}
+
+    def _step(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        output = self.function()
+        return output, torch.autograd.grad(output.square().mean(), self.leaves)
+
+
+def differences(what: str, results: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest difference of each result, relative to its largest number.
+
+    Raises:
+        AssertionError: If they are not the same: the speed of something else is of no interest.
+    """
+    errors = {}
+    for name, true in wanted.items():
+        assert results[name].shape == true.shape, f"{what}: {name} has shape {list(results[name].shape)}"
+        errors[name] = ((results[name] - true).abs().max() / true.abs().max()).item()
+        assert errors[name] < TOLERANCE, f"{what}: {name} differs by {errors[name]:.2g} of its largest number"
+    return errors
+
+
+def times(functions: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
     """Calls the functions in turn for about `seconds` each and returns all times in milliseconds.
 
     Taking turns spreads what else the machine does over all of them. The first call of each warms up and is not counted.
@@ -48,18 +104,20 @@ def machine() -> dict[str, Any]:
 
 def row(measured: list[float], **facts: Any) -> dict[str, Any]:
     """One line of results: the facts, and percentiles of the times in milliseconds."""
-    fifths = statistics.quantiles(measured, n=5)
+    fifths = statistics.quantiles(measured, n=5, method="inclusive")
     percentiles = {"p20_ms": fifths[0], "p50_ms": statistics.median(measured), "p80_ms": fifths[3]}
+    facts = {**facts, "threads": torch.get_num_threads()}
     return {**facts, **{name: round(value, 3) for name, value in percentiles.items()}, "calls": len(measured)}
 
 
-def keep(name: str, rows: list[dict[str, Any]]) -> None:
-    """Appends the rows to `results/{name}.jsonl`, each with the facts of the machine."""
+def keep(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Appends the rows to `results/{name}.jsonl`, each with the facts of the machine, and returns them."""
     RESULTS.mkdir(exist_ok=True)
     facts = machine()
     with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         for line in rows:
             file.write(json.dumps({**facts, **line}) + "\n")
+    return rows
 
 
 def _processor() -> str:

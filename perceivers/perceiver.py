@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_list, a_number, an_int
@@ -341,6 +342,19 @@ class Perceiver(Pretrained):
             ValueError: If the name is unknown.
         """
         self.encoder.set_attention_implementation(name)
+
+    @torch.no_grad()
+    def explain(self, x: Tensor, mask: Tensor | None = None) -> str:
+        """Tells how cross-attention would be computed for these arrays, and why: a table of what each implementation costs.
+
+        Args:
+            x: As in `forward`.
+            mask: As in `forward`.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        return self.encoder.explain([self._tokens(x, mask)])
 
     def flops(self, axes: Sequence[int] | None = None) -> int:
         """Counts multiplications and additions apart, of the matrix products of one sample, with dense cross-attention.

@@ -18,6 +18,7 @@ Where DeepMind's code, transformers and the paper differ, each behaviour is a se
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -269,6 +270,11 @@ class PerceiverIO(Pretrained):
         maps = self.encoder.attention_maps(tokens, layer, latents, a_bool("log_scores", log_scores))
         pieces = maps.split([group.num_inputs for group in tokens], dim=-1)
         return [piece.unflatten(-1, group.content.shape[2:]) for piece, group in zip(pieces, tokens, strict=True)]
+
+    @torch.no_grad()
+    def explain(self, x: Any, mask: Any = None) -> str:
+        """Tells how cross-attention to these inputs would be computed, and why; see `Perceiver.explain`."""
+        return self.encoder.explain(self.inputs(x, mask))
 
     def set_attention_implementation(self, name: str) -> None:
         """Chooses how cross-attention to the inputs and from the output queries is computed; see `Perceiver`."""

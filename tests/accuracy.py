@@ -17,6 +17,8 @@ from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attentio
 from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.tokens import Positions, Tokens
 
+FLOAT32 = ("table", "embedding", "constant")  # leaves that half precision leaves alone
+
 
 @dataclass
 class Case:
@@ -36,12 +38,19 @@ class Case:
     nothing: bool = False
     indexed: bool = False
     score: float = 1.0
+    centred: bool = True
+    embedded: int | None = None  # channels of a linear map of the content
+    starts: Sequence[int] | None = None  # of the tables
+    constant: bool = False
+    per_sample: bool = False  # tables that differ between samples
     leaves: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
         axes = len(self.grids[0])
-        channels = self.content + axes * self.table
+        width = self.embedded or self.content
+        starts = self.starts or [width + a * self.table for a in range(axes)]
+        channels = max([width, *(start + self.table for start in starts)]) + 2 * self.constant
         # Large enough that queries attend to different inputs and every gradient is well above rounding.
         self.leaves = {
             "q": draw(self.batch, self.heads, self.queries, self.k) * self.score,
@@ -52,11 +61,15 @@ class Case:
             self.leaves |= {"gamma": 1 + 0.3 * draw(channels), "beta": draw(channels)}
         if self.bias:
             self.leaves |= {"b_k": draw(self.heads * self.k), "b_v": draw(self.heads * self.v)}
+        if self.embedded:
+            self.leaves["embedding"] = draw(self.embedded, self.content)
+        if self.constant:
+            self.leaves["constant"] = draw(channels)
         self.masks: list[Tensor | None] = []
         self.indices: list[Tensor | None] = []
         for g, grid in enumerate(self.grids):
             for a, length in enumerate(grid):
-                self.leaves[f"table_{g}{a}"] = draw(length, self.table)
+                self.leaves[f"table_{g}{a}"] = draw(*([self.batch] * self.per_sample), length, self.table)
             shape: Sequence[int] = grid
             self.indices.append(None)
             if self.indexed:
@@ -74,8 +87,10 @@ class Case:
         groups = []
         for g, grid in enumerate(self.grids):
             tables = [leaves[f"table_{g}{a}"] for a in range(len(grid))]
-            groups.append(Tokens(leaves[f"content_{g}"], Positions(tables, self.indices[g]), self.masks[g]))
-        norm = Norm(leaves["gamma"], leaves["beta"]) if self.norm else None
+            positions = Positions(tables, self.indices[g], self.starts)
+            affine = (leaves.get("embedding"), leaves.get("constant"))
+            groups.append(Tokens(leaves[f"content_{g}"], positions, self.masks[g], *affine))
+        norm = Norm(leaves["gamma"], leaves["beta"], centred=self.centred) if self.norm else None
         b_k, b_v = leaves.get("b_k"), leaves.get("b_v")
         return Call(leaves["q"], groups, norm, leaves["w_k"], b_k, leaves["w_v"], b_v, self.k**-0.5, **kwargs)
 
@@ -93,10 +108,10 @@ class Case:
         return True
 
     def evaluate(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Returns the output and the gradient of every leaf, computed in `dtype`; tables stay at least float32."""
+        """Returns the output and the gradient of every leaf, computed in `dtype`; positions stay at least float32."""
         at_least_float32 = torch.float64 if dtype == torch.float64 else torch.float32
         leaves = {
-            name: leaf.to(at_least_float32 if name.startswith("table") else dtype).requires_grad_()
+            name: leaf.to(at_least_float32 if name.startswith(FLOAT32) else dtype).requires_grad_()
             for name, leaf in self.leaves.items()
         }
         out = self.call(leaves, implementation)

@@ -6,23 +6,98 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.cases import COMPARISONS, QUICK, write
+from benchmarks.harness import differences
+from benchmarks.peers import PEERS, interpreter
+from benchmarks.processes import Failed, Process
 from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.checkout, pytest.mark.peer("transformers")]
 
 
+def run(*arguments: str) -> tuple[list[dict], str]:
+    """The rows that a benchmark prints on its last line, and what it prints before."""
+    out = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    table, _, last = out.rstrip().rpartition("\n")
+    return json.loads(last), table
+
+
+def installed(peer: str, table: str) -> bool:
+    """Whether a peer is; where it is not, the table must say so."""
+    try:
+        interpreter(peer)
+    except LookupError as error:
+        reason = str(error)
+    else:
+        return True
+    assert f"left out: {reason}" in table
+    return False
+
+
 def test_cross_attention(peer):
-    command = [sys.executable, "-m", "benchmarks.cross_attention", "--quick"]
-    out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    rows = json.loads(out.splitlines()[-1])
+    rows, table = run("benchmarks.cross_attention", "--quick")
+    peers = ["transformers", *(["keops"] if installed("keops", table) else [])]
     assert [(row["mode"], row["what"]) for row in rows] == [
-        (mode, what) for mode in ("forward", "forward_backward") for what in (*IMPLEMENTATIONS, "transformers")
+        (mode, what) for mode in ("forward", "step") for what in (*IMPLEMENTATIONS, *peers)
     ]
+    assert all(row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] for row in rows)
+    assert table.count("x transformers' time") == 2
+
+
+def test_models(peer):
+    rows, table = run("benchmarks.models", "--quick")
+    for name in ("transformers", "perceiver_pytorch", "perceiver_io"):
+        if installed(name, table):
+            assert f"{name:20} differs by" in table
+            assert [row["mode"] for row in rows if row["what"] == name] == ["forward", "step"]
     assert all(row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] for row in rows)
 
 
-def test_make_bench_runs_it():
-    recipe = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert ".venv/bin/python -m benchmarks.cross_attention" in [line.strip() for line in recipe.splitlines()]
+def test_memory(peer):
+    rows, _ = run("benchmarks.memory", "--quick", "--only", "fourier_1cross")
+    assert [(row["what"], row["mode"]) for row in rows] == [
+        (what, mode) for what in ("ours", "transformers") for mode in ("forward", "step")
+    ]
+    assert all(0 < row["added_mib"] < row["peak_mib"] for row in rows)
+
+
+def test_out_of_memory_is_said(peer, tmp_path):
+    config = COMPARISONS["fourier_1cross"].config | QUICK | {"data_shape": [3, 2048, 2048]}
+    write(tmp_path / "case.pt", config)
+    with Process("transformers", tmp_path / "case.pt", budget=2**30) as process:
+        with pytest.raises(Failed, match=r"^transformers: out of memory$"):
+            process.call("forward")
+
+
+def test_different_results_are_not_timed():
+    true = torch.randn(3, 4)
+    assert differences("x", {"output": true * 1.0001}, {"output": true})["output"] == pytest.approx(1e-4, rel=0.01)
+    with pytest.raises(AssertionError, match=r"x: output differs by 0\.01 of"):
+        differences("x", {"output": true * 1.01}, {"output": true})
+    with pytest.raises(AssertionError, match="x: output has shape"):
+        differences("x", {"output": true.T}, {"output": true})
+
+
+def test_unknown_peers_are_refused():
+    command = [sys.executable, "-m", "benchmarks.peers", "nothing"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert f"nothing: no such peer, there are {', '.join(PEERS)}" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "commands"),
+    [
+        ("bench", ["cross_attention", "models"]),
+        ("bench-full", ["cross_attention --full", "models --full", "memory"]),
+    ],
+)
+def test_make_runs_them(verb, commands):
+    recipe = subprocess.run(["make", "-n", verb], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line.strip() for line in recipe.splitlines()]
+    assert [line for line in lines if "-m benchmarks." in line] == [
+        f".venv/bin/python -m benchmarks.{command}" for command in ("peers", *commands)
+    ]

@@ -3,5 +3,17 @@
 from perceivers.layers.attention import CrossAttention, SelfAttention
 from perceivers.layers.block import CrossAttentionBlock, LatentTransformer
 from perceivers.layers.feed_forward import FeedForward
+from perceivers.layers.induced_set_attention import InducedSetAttention
+from perceivers.layers.pooler import Pooler
+from perceivers.layers.resampler import Resampler
 
-__all__ = ["CrossAttention", "CrossAttentionBlock", "FeedForward", "LatentTransformer", "SelfAttention"]
+__all__ = [
+    "CrossAttention",
+    "CrossAttentionBlock",
+    "FeedForward",
+    "InducedSetAttention",
+    "LatentTransformer",
+    "Pooler",
+    "Resampler",
+    "SelfAttention",
+]

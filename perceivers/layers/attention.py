@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_probability, an_int, one_of
 from perceivers.layers.linear import Linear
-from perceivers.ops.cross_attention import CHOICES, Norm, cross_attention
+from perceivers.ops.cross_attention import CHOICES, Norm, cross_attention, explain
 from perceivers.ops.cross_attention.maps import attention_maps
 from perceivers.ops.self_attention import self_attention
 from perceivers.ops.tokens import Tokens
@@ -105,19 +105,7 @@ class CrossAttention(nn.Module):
         A sample with nothing to attend to gets zero before the output projection, and so does a query where the query mask
         is False. `cache` is a dict that calls with the same inputs share, see `cross_attention`.
         """
-        out_BHNV = cross_attention(
-            self._queries(latents_BND),
-            inputs,
-            self._norm(),
-            self.to_k.weight,
-            self.to_k.bias,
-            self.to_v.weight,
-            self.to_v.bias,
-            scale=self.scale,
-            dropout_p=self.dropout if self.training else 0.0,
-            implementation=self.attention_implementation,
-            cache=cache,
-        )
+        out_BHNV = cross_attention(*self._operands(latents_BND, inputs), **self._settings(), cache=cache)
         if query_mask_BN is not None:
             out_BHNV = out_BHNV.masked_fill(~query_mask_BN[:, None, :, None], 0)
         return self.to_out(rearrange(out_BHNV, "B H N V -> B N (H V)"))
@@ -127,6 +115,10 @@ class CrossAttention(nn.Module):
         return attention_maps(
             self._queries(latents_BND), inputs, self._norm(), self.to_k.weight, scale=self.scale, log_scores=log_scores
         )
+
+    def explain(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> str:
+        """Tells how `forward` would compute the attention, and why."""
+        return explain(*self._operands(latents_BND, inputs), **self._settings())
 
     def check(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> None:
         """Raises `ValueError` where latents or inputs do not fit this module."""
@@ -153,6 +145,14 @@ class CrossAttention(nn.Module):
         input_maps = self.to_k.weight.numel() + self.to_v.weight.numel()
         pairs = self.to_k.out_features + self.to_v.out_features
         return 2 * (num_latents * latent_maps + num_inputs * input_maps + num_latents * num_inputs * pairs)
+
+    def _operands(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> tuple[Any, ...]:
+        keys, values = self.to_k, self.to_v
+        return self._queries(latents_BND), inputs, self._norm(), keys.weight, keys.bias, values.weight, values.bias
+
+    def _settings(self) -> dict[str, Any]:
+        dropout_p = self.dropout if self.training else 0.0
+        return {"scale": self.scale, "dropout_p": dropout_p, "implementation": self.attention_implementation}
 
     def _queries(self, latents_BND: Tensor) -> Tensor:
         return rearrange(self.to_q(latents_BND), "B N (H K) -> B H N K", H=self.heads)

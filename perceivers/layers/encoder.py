@@ -124,6 +124,12 @@ class LatentEncoder(nn.Module):
             latents_BND = latent_transformers(latents_BND)
         raise AssertionError("a layer below the number of cross-attentions is always reached")
 
+    def explain(self, inputs: Sequence[Tokens]) -> str:
+        """Tells how the cross-attentions would be computed, and why; they all have the same sizes."""
+        block = cast(CrossAttentionBlock, self.cross_attentions[0])
+        block.attention.check(latents_BND := self._initial(inputs), inputs)
+        return block.attention.explain(latents_BND, inputs)
+
     def set_attention_implementation(self, name: str) -> None:
         """Chooses how every cross-attention is computed."""
         for block in self.cross_attentions:

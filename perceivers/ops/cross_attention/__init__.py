@@ -20,12 +20,13 @@ from torch import Tensor
 
 from perceivers._checks import one_of
 from perceivers.ops.cross_attention import absorbed, dense, reference, separable
+from perceivers.ops.cross_attention import explain as explanation
 from perceivers.ops.cross_attention.call import Call, Implementation, Norm
 from perceivers.ops.cross_attention.cost import choose
 from perceivers.ops.cross_attention.partial import Partial, merge
 from perceivers.ops.tokens import Tokens
 
-__all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "Partial", "cross_attention", "merge", "partial"]
+__all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "Partial", "cross_attention", "explain", "merge", "partial"]
 
 IMPLEMENTATIONS = {
     "reference": Implementation(reference.run, reference.why_not, reference.partial),
@@ -116,6 +117,28 @@ def partial(
     run = _implementation(call, implementation, [name for name, i in IMPLEMENTATIONS.items() if i.partial]).partial
     assert run is not None
     return run(call)
+
+
+def explain(
+    q_BHNK: Tensor,
+    inputs: Sequence[Tokens],
+    norm: Norm | None,
+    w_k: Tensor,
+    b_k: Tensor | None,
+    w_v: Tensor,
+    b_v: Tensor | None,
+    *,
+    scale: float,
+    dropout_p: float = 0.0,
+    implementation: str = "auto",
+) -> str:
+    """Tells how `cross_attention` would compute this call, and why: a table of what each implementation costs.
+
+    The arguments are those of `cross_attention`; nothing is computed.
+    """
+    one_of("implementation", implementation, CHOICES)
+    call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p)
+    return explanation.explain(call, IMPLEMENTATIONS, implementation)
 
 
 def _implementation(call: Call, name: str, choices: Sequence[str] = CHOICES) -> Implementation:

@@ -100,13 +100,15 @@ class Call:
             for x - mean and x, so that the mean need not be subtracted from inputs.
         """
         w_k, w_v, b_v = self.scale * self.w_k, self.w_v, self.b_v
-        if self.norm is None:
-            return w_k, w_v, b_v
-        if self.norm.bias is not None:
+        if self.norm is not None and self.norm.bias is not None:
             b_v = w_v @ self.norm.bias if b_v is None else torch.addmv(b_v, w_v, self.norm.bias)
-        w_k, w_v = w_k * self.norm.weight, w_v * self.norm.weight
-        if self.norm.centred:
-            w_k, w_v = w_k - w_k.mean(-1, keepdim=True), w_v - w_v.mean(-1, keepdim=True)
+        if self.b_k is not None:  # has no effect, and stays part of the graph with a gradient of zero, as in the definition
+            nothing = 0 * self.b_k.sum()
+            b_v = nothing.expand(len(w_v)) if b_v is None else b_v + nothing
+        if self.norm is not None:
+            w_k, w_v = w_k * self.norm.weight, w_v * self.norm.weight
+            if self.norm.centred:
+                w_k, w_v = w_k - w_k.mean(-1, keepdim=True), w_v - w_v.mean(-1, keepdim=True)
         return w_k, w_v, b_v
 
     def dropped_score(self) -> Tensor:
@@ -119,13 +121,8 @@ class Call:
         return self.scale * (self.q_BHNK.to(k_HK.dtype) * k_HK.unflatten(0, (self.heads, 1, -1))).sum(-1)
 
     def with_bias(self, out_BHNV: Tensor, b_v: Tensor | None, s_BHN1: Tensor | float) -> Tensor:
-        """Adds the folded bias of the values to sum_m A_m (w_v x^_m), where s = sum_m A_m: 1, or 0 with nothing to attend to.
-
-        The bias of the keys has no effect; it stays part of the graph, with a gradient of zero, as in the definition.
-        """
-        if b_v is not None:
-            out_BHNV = out_BHNV + b_v.unflatten(0, (self.heads, 1, -1)) * s_BHN1
-        return out_BHNV if self.b_k is None else out_BHNV + 0 * self.b_k.sum()
+        """Adds the folded bias to sum_m A_m (w_v x^_m), where s = sum_m A_m: 1, or 0 with nothing to attend to."""
+        return out_BHNV if b_v is None else out_BHNV + b_v.unflatten(0, (self.heads, 1, -1)) * s_BHN1
 
 
 @dataclass(frozen=True)

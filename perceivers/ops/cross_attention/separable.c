@@ -103,6 +103,7 @@ static int run(const Call *call, Task task, int64_t size, int64_t step) {
 #define X86 1
 #include <immintrin.h>
 #define BLOCK 4 /* queries in registers */
+#define PAIR 2  /* of them worked on side by side */
 #define BYTES 64
 #define ISA avx512
 #define SCALE 1 /* rounds and scales by powers of two in one instruction */
@@ -125,8 +126,10 @@ static int run(const Call *call, Task task, int64_t size, int64_t step) {
 #undef ISA
 #undef BYTES
 #undef BLOCK
+#undef PAIR
 
 #define BLOCK 2
+#define PAIR 1
 #define BYTES 32
 #define ISA avx2
 #define SCALE 0
@@ -149,12 +152,14 @@ static int run(const Call *call, Task task, int64_t size, int64_t step) {
 #undef ISA
 #undef BYTES
 #undef BLOCK
+#undef PAIR
 #else
 #define X86 0
 #endif
 
 /* SSE2, NEON, or whatever there is: 16 bytes. */
 #define BLOCK 2
+#define PAIR 1
 #define BYTES 16
 #define ISA baseline
 #define SCALE 0
@@ -253,9 +258,12 @@ INLINE REAL NAME(largest)(V x) {
     return most;
 }
 
-/* 2^x to about one and a half units in the last place; exactly 0 far below the smallest normal number. Where `clamp` is 0,
-   x must not be -inf. */
-INLINE V NAME(power)(V x, const int clamp) {
+/* Vectors that are worked on side by side, operation by operation: one chain of operations would wait for itself. */
+#define EACH _Pragma("GCC unroll 4") for (int k = 0; k < PAIR; k++)
+
+/* 2^x in place, to about one and a half units in the last place; exactly 0 far below the smallest normal number. Where `clamp`
+   is 0, x must not be -inf. */
+INLINE void NAME(power)(V *x, const int clamp) {
     /* 2^r = 1 + r g(r), |r| <= 1/2: minimax in float32, interpolated at Chebyshev nodes in float64. */
     static const double wide[] = {0.69314718055994530942,   0.2402265069591009822,    0.055504108664821594339,
                                   0.0096181291076068885273, 0.001333355814641693531,  0.00015403530441736050155,
@@ -265,29 +273,37 @@ INLINE V NAME(power)(V x, const int clamp) {
                                     0.0013264727629981564};
     const double *g = IS_DOUBLE ? wide : narrow;
     const int degree = IS_DOUBLE ? 10 : 4;
-    const REAL lowest = IS_DOUBLE ? (REAL)-1023 : (REAL)-127;
-    if (clamp || !SCALE) x = NAME(larger)(NAME(splat)(lowest), x); /* NaN stays */
+    V n[PAIR], p[PAIR];
+    const REAL lowest = SCALE ? -10000 : IS_DOUBLE ? -1023 : -127; /* becomes zero */
+    if (clamp || !SCALE) EACH x[k] = NAME(larger)(NAME(splat)(lowest), x[k]); /* NaN stays */
 #if SCALE
-    const V n = IS_DOUBLE ? (V)_mm512_roundscale_pd((__m512d)x, 8) : (V)_mm512_roundscale_ps((__m512)x, 8);
+    EACH n[k] = IS_DOUBLE ? (V)_mm512_roundscale_pd((__m512d)x[k], 8) : (V)_mm512_roundscale_ps((__m512)x[k], 8);
 #else
     const REAL magic = IS_DOUBLE ? (REAL)0x1.8p52 : (REAL)0x1.8p23;
-    const V shifted = x + magic, n = shifted - magic;
+    V shifted[PAIR];
+    EACH shifted[k] = x[k] + magic;
+    EACH n[k] = shifted[k] - magic;
 #endif
-    const V r = x - n;
-    V p = NAME(splat)((REAL)g[degree]);
+    EACH x[k] = x[k] - n[k];
+    EACH p[k] = x[k] * (REAL)g[degree] + (REAL)g[degree - 1];
 #pragma GCC unroll 16
-    for (int i = degree - 1; i >= 0; i--) p = p * r + (REAL)g[i];
-    p = p * r + (REAL)1;
+    for (int i = degree - 2; i >= 0; i--) EACH p[k] = p[k] * x[k] + (REAL)g[i];
+    EACH p[k] = p[k] * x[k] + (REAL)1;
 #if SCALE
-    return IS_DOUBLE ? (V)_mm512_scalef_pd((__m512d)p, (__m512d)n) : (V)_mm512_scalef_ps((__m512)p, (__m512)n);
+    EACH x[k] = IS_DOUBLE ? (V)_mm512_scalef_pd((__m512d)p[k], (__m512d)n[k]) : (V)_mm512_scalef_ps((__m512)p[k], (__m512)n[k]);
 #else
-    const I exponent = (I)shifted - (I)NAME(splat)(magic) + (IS_DOUBLE ? 1023 : 127);
-    return p * (V)(exponent << (IS_DOUBLE ? 52 : 23));
+    const int bias = IS_DOUBLE ? 1023 : 127, shift = IS_DOUBLE ? 52 : 23;
+    EACH x[k] = p[k] * (V)(((I)shifted[k] - (I)NAME(splat)(magic) + bias) << shift);
 #endif
 }
 
 static void __attribute__((unused)) NAME(powers)(const REAL *x, REAL *y, int64_t count) {
-    for (int64_t i = 0; i < count; i++) y[i] = NAME(power)(NAME(splat)(x[i]), 1)[0];
+    for (int64_t i = 0; i < count; i++) {
+        V values[PAIR];
+        EACH values[k] = NAME(splat)(x[i]);
+        NAME(power)(values, 1);
+        y[i] = values[0][0];
+    }
 }
 
 /* What a task holds: a strip of inputs, its queries' numbers, and results. */
@@ -301,8 +317,8 @@ typedef struct {
     REAL *last, *grad_last;          /* T and dT of the last axis, [queries][padded] */
     V *sums;                         /* results of the last axis, [QUERIES][padded] */
     double *folded, *outer;          /* results: [QUERIES][padded] of the last axis, [QUERIES][L - last] of the others */
-    double total[QUERIES], content[QUERIES][MAX_CONTENT];
     V lane_total[QUERIES], lane_content[QUERIES][MAX_CONTENT];
+    double total[QUERIES][LANES], content[QUERIES][MAX_CONTENT][LANES];
     REAL max[QUERIES], most_last[QUERIES];
 } NAME(State);
 #define State NAME(State)
@@ -446,25 +462,36 @@ static void NAME(fold)(State *s, int64_t count) {
     for (int64_t j = 0; j < count * s->padded; j++) s->folded[j] += (double)sums[j], sums[j] = 0;
 }
 
+INLINE void NAME(fold_lane)(double *folded, V *sum) {
+    for (int lane = 0; lane < LANES; lane++) folded[lane] += (double)(*sum)[lane];
+    *sum = (V){0};
+}
+
 static void NAME(fold_lanes)(const Call *call, State *s, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
-        s->total[i] += (double)NAME(total)(s->lane_total[i]), s->lane_total[i] = (V){0};
-        for (int64_t c = 0; c < call->content_channels; c++)
-            s->content[i][c] += (double)NAME(total)(s->lane_content[i][c]), s->lane_content[i][c] = (V){0};
+        NAME(fold_lane)(s->total[i], &s->lane_total[i]);
+        for (int64_t c = 0; c < call->content_channels; c++) NAME(fold_lane)(s->content[i][c], &s->lane_content[i][c]);
     }
+}
+
+static double NAME(sum_of_lanes)(const double *folded) {
+    double sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += folded[lane];
+    return sum;
 }
 
 static void NAME(write)(const Call *call, const State *s, int64_t query, int64_t count, int divide) {
     const int64_t U = call->content_channels, last = call->lengths[call->axes - 1], others = call->rows - U - last;
     for (int64_t i = 0; i < count; i++, query++) {
-        const double factor = !divide ? 1 : s->total[i] == 0 ? 0 : 1 / s->total[i]; /* NaN stays NaN */
+        const double total = NAME(sum_of_lanes)(s->total[i]);
+        const double factor = !divide ? 1 : total == 0 ? 0 : 1 / total; /* NaN stays NaN */
         REAL *out = (REAL *)call->out + query * call->rows;
         for (int64_t j = 0; j < others; j++) *out++ = (REAL)(s->outer[i * others + j] * factor);
         for (int64_t j = 0; j < last; j++) *out++ = (REAL)(s->folded[i * s->padded + j] * factor);
-        for (int64_t c = 0; c < U; c++) *out++ = (REAL)(s->content[i][c] * factor);
+        for (int64_t c = 0; c < U; c++) *out++ = (REAL)(NAME(sum_of_lanes)(s->content[i][c]) * factor);
         if (divide)
             ((REAL *)call->out_lse)[query] =
-                (REAL)(s->total[i] == 0 ? -INFINITY : log(s->total[i]) + (double)s->max[i] * 0.69314718055994530942);
+                (REAL)(total == 0 ? -INFINITY : log(total) + (double)s->max[i] * 0.69314718055994530942);
     }
 }
 
@@ -484,9 +511,12 @@ static void NAME(raise)(const Call *call, State *s, int64_t query, int64_t i, in
     if (!(max > old + HEADROOM / 2)) return; /* from -inf every score rises */
     const double factor = old == (REAL)-INFINITY ? 0 : exp2((double)old - (double)max);
     s->max[i] = max;
-    s->total[i] *= factor;
+    for (int lane = 0; lane < LANES; lane++) s->total[i][lane] *= factor;
     s->lane_total[i] *= (REAL)factor;
-    for (int64_t c = 0; c < U; c++) s->content[i][c] *= factor, s->lane_content[i][c] *= (REAL)factor;
+    for (int64_t c = 0; c < U; c++) {
+        for (int lane = 0; lane < LANES; lane++) s->content[i][c][lane] *= factor;
+        s->lane_content[i][c] *= (REAL)factor;
+    }
     for (int64_t j = 0; j < others; j++) s->outer[i * others + j] *= factor;
     for (int64_t j = 0; j < s->padded; j++) s->folded[i * s->padded + j] *= factor;
     for (int64_t j = 0; j < s->padded / LANES; j++) s->sums[i * s->padded / LANES + j] *= (REAL)factor;
@@ -524,16 +554,18 @@ INLINE void NAME(forward_block)(const Call *call, State *s, int64_t first, int64
         const V rho = LOAD(s->rho, j), rho2 = s->rho2[j];                                \
         V u[MAX_CONTENT];                                                                \
         for (int64_t c = 0; c < U; c++) u[c] = LOAD(s->u[c], j);                         \
-        _Pragma("GCC unroll 4") for (int i = 0; i < BLOCK; i++) {                        \
-            V raw = LOAD(last[i], j) + base[i];                                          \
-            for (int64_t c = 0; c < U; c++) raw = u[c] * q[i][c] + raw;                  \
-            V score = raw * rho2 - max[i];                                               \
-            if (masked) score += s->off[j];                                              \
-            const V a = NAME(power)(score, masked), weight = a * rho;                    \
-            total[i] += a;                                                               \
-            row[i] += weight;                                                            \
-            sums[i][j] += weight;                                                        \
-            for (int64_t c = 0; c < U; c++) content[i][c] = weight * u[c] + content[i][c]; \
+        _Pragma("GCC unroll 4") for (int i = 0; i < BLOCK; i += PAIR) {                  \
+            V a[PAIR], weight[PAIR];                                                     \
+            EACH a[k] = LOAD(last[i + k], j) + base[i + k];                              \
+            for (int64_t c = 0; c < U; c++) EACH a[k] = u[c] * q[i + k][c] + a[k];       \
+            EACH a[k] = a[k] * rho2 - max[i + k];                                        \
+            if (masked) EACH a[k] += s->off[j];                                          \
+            NAME(power)(a, masked);                                                      \
+            EACH weight[k] = a[k] * rho;                                                 \
+            EACH total[i + k] += a[k];                                                   \
+            EACH row[i + k] += weight[k];                                                \
+            EACH sums[i + k][j] += weight[k];                                            \
+            for (int64_t c = 0; c < U; c++) EACH content[i + k][c] = weight[k] * u[c] + content[i + k][c]; \
         }                                                                                \
     }
     for (int64_t j = 0; j < s->plain; j++) STEP(0)
@@ -579,18 +611,20 @@ INLINE void NAME(backward_block)(const Call *call, State *s, int64_t first, int6
         const V rho = LOAD(s->rho, j), rho2 = s->rho2[j];                                \
         V u[MAX_CONTENT];                                                                \
         for (int64_t c = 0; c < U; c++) u[c] = LOAD(s->u[c], j);                         \
-        _Pragma("GCC unroll 4") for (int i = 0; i < BLOCK; i++) {                        \
-            V raw = LOAD(last[i], j) + base[i], graw = LOAD(grad_last[i], j) + grad_base[i]; \
-            for (int64_t c = 0; c < U; c++) {                                            \
-                raw = u[c] * q[i][c] + raw;                                              \
-                graw = u[c] * grad_q[i][c] + graw;                                       \
-            }                                                                            \
-            V score = raw * rho2 - lse[i];                                               \
-            if (masked) score += s->off[j];                                              \
-            const V a = NAME(power)(score, masked), weight = a * (graw * rho + offset[i]) * rho; \
-            row[i] += weight;                                                            \
-            sums[i][j] += weight;                                                        \
-            for (int64_t c = 0; c < U; c++) content[i][c] = weight * u[c] + content[i][c]; \
+        _Pragma("GCC unroll 4") for (int i = 0; i < BLOCK; i += PAIR) {                  \
+            V a[PAIR], ds[PAIR];                                                         \
+            EACH a[k] = LOAD(last[i + k], j) + base[i + k];                              \
+            for (int64_t c = 0; c < U; c++) EACH a[k] = u[c] * q[i + k][c] + a[k];       \
+            EACH a[k] = a[k] * rho2 - lse[i + k];                                        \
+            if (masked) EACH a[k] += s->off[j];                                          \
+            NAME(power)(a, masked);                                                      \
+            EACH ds[k] = LOAD(grad_last[i + k], j) + grad_base[i + k];                   \
+            for (int64_t c = 0; c < U; c++) EACH ds[k] = u[c] * grad_q[i + k][c] + ds[k]; \
+            EACH ds[k] = (ds[k] * rho + offset[i + k]) * rho;                            \
+            EACH ds[k] *= a[k];                                                          \
+            EACH row[i + k] += ds[k];                                                    \
+            EACH sums[i + k][j] += ds[k];                                                \
+            for (int64_t c = 0; c < U; c++) EACH content[i + k][c] = ds[k] * u[c] + content[i + k][c]; \
         }                                                                                \
     }
     for (int64_t j = 0; j < s->plain; j++) STEP(0)
@@ -650,34 +684,39 @@ static int NAME(backward)(const Call *call, int64_t sample, int64_t first, int64
 INLINE void NAME(inputs_block)(const Call *call, State *s, int64_t first, int64_t j0, double *out_u, double *out_rho,
                                const int64_t U) {
     for (int64_t i0 = 0; i0 < call->queries; i0 += FOLD) {
-        const int64_t count = call->queries - i0 < FOLD ? call->queries - i0 : FOLD;
         REAL base[FOLD], grad_base[FOLD], lse[FOLD], offset[FOLD];
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t query = first + i0 + i;
+        int64_t count = call->queries - i0 < FOLD ? call->queries - i0 : FOLD, at[FOLD];
+        for (int64_t i = 0; i < count || i % PAIR; i++) { /* the last one is repeated to whole pairs, with weights of zero */
+            at[i] = i < count ? i0 + i : i0 + count - 1;
+            const int64_t query = first + at[i];
             base[i] = NAME(at_row)(call, s, call->p, query);
             grad_base[i] = NAME(at_row)(call, s, call->grad, query);
             lse[i] = ((const REAL *)call->lse)[query] * (REAL)1.4426950408889634074;
             if (lse[i] == (REAL)-INFINITY) lse[i] = 0;
+            if (i >= count) lse[i] = (REAL)INFINITY;
             offset[i] = ((const REAL *)call->offset)[query];
         }
         for (int64_t j = 0; j < s->vectors; j++) {
             const V rho = LOAD(s->rho, j), rho2 = s->rho2[j];
             V u[MAX_CONTENT], sum_u[MAX_CONTENT], sum_rho = (V){0};
             for (int64_t c = 0; c < U; c++) u[c] = LOAD(s->u[c], j), sum_u[c] = (V){0};
-            for (int64_t i = 0; i < count; i++) {
-                const REAL *q = NAME(of_content)(call, call->p, first + i0 + i);
-                const REAL *grad_q = NAME(of_content)(call, call->grad, first + i0 + i);
-                V raw = LOAD(s->last + (i0 + i) * s->padded + j0, j) + base[i];
-                V graw = LOAD(s->grad_last + (i0 + i) * s->padded + j0, j) + grad_base[i];
+            for (int64_t i = 0; i < count; i += PAIR) {
+                const REAL *q[PAIR], *grad_q[PAIR];
+                V raw[PAIR], graw[PAIR], a[PAIR], ds[PAIR];
+                EACH q[k] = NAME(of_content)(call, call->p, first + at[i + k]);
+                EACH grad_q[k] = NAME(of_content)(call, call->grad, first + at[i + k]);
+                EACH raw[k] = LOAD(s->last + at[i + k] * s->padded + j0, j) + base[i + k];
+                EACH graw[k] = LOAD(s->grad_last + at[i + k] * s->padded + j0, j) + grad_base[i + k];
                 for (int64_t c = 0; c < U; c++) {
-                    raw = u[c] * q[c] + raw;
-                    graw = u[c] * grad_q[c] + graw;
+                    EACH raw[k] = u[c] * q[k][c] + raw[k];
+                    EACH graw[k] = u[c] * grad_q[k][c] + graw[k];
                 }
-                V score = raw * rho2 - lse[i];
-                if (j >= s->plain) score += s->off[j];
-                const V a = NAME(power)(score, 1), ds = a * (graw * rho + offset[i]);
-                sum_rho += ds * raw + a * graw;
-                for (int64_t c = 0; c < U; c++) sum_u[c] = ds * q[c] + (a * grad_q[c] + sum_u[c]);
+                EACH a[k] = raw[k] * rho2 - lse[i + k];
+                if (j >= s->plain) EACH a[k] += s->off[j];
+                NAME(power)(a, 1);
+                EACH ds[k] = a[k] * (graw[k] * rho + offset[i + k]);
+                EACH sum_rho += ds[k] * raw[k] + a[k] * graw[k];
+                for (int64_t c = 0; c < U; c++) EACH sum_u[c] = ds[k] * q[k][c] + (a[k] * grad_q[k][c] + sum_u[c]);
             }
             for (int lane = 0; lane < LANES; lane++) {
                 out_rho[j * LANES + lane] += (double)sum_rho[lane];
@@ -710,6 +749,7 @@ static int NAME(backward_inputs)(const Call *call, int64_t sample, int64_t row, 
 }
 
 #undef FOR_CONTENT
+#undef EACH
 #undef State
 #undef V
 #undef I

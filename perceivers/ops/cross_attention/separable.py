@@ -84,7 +84,8 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
 def _finish(call: Call, whole: Partial, b_v: Tensor | None) -> Tensor:
     with torch.autocast(call.q_BHNK.device.type, enabled=False):
         s_BHN1 = 1.0 if all(group.mask is None for group in call.inputs) else (whole.sum_BHN > 0).unsqueeze(-1)
-        return call.with_bias(whole.finish(), b_v, s_BHN1)
+        divided = len(call.inputs) == 1  # by the operator; the results of several groups are merged with their weights
+        return call.with_bias(whole.z_BHNV if divided else whole.finish(), b_v, s_BHN1)
 
 
 class _Inputs:

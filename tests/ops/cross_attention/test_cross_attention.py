@@ -4,19 +4,14 @@ Broken on purpose, each seen to fail: scale dropped, mask ignored, gamma left ou
 in the merge, the last table axis swapped with the first.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accuracy import Case, assert_accurate, assert_varies
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
-from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention, explain, merge, partial
 from perceivers.ops.cross_attention.maps import attention_maps
-from perceivers.ops.cross_attention.partial import merge
-from perceivers.ops.cross_attention.reference import partial
 from perceivers.ops.tokens import Positions, Tokens
 
 CASES = {
@@ -34,6 +29,14 @@ CASES = {
     "one_query": {"queries": 1},
     "one_row": {"grids": ((1, 65),)},
     "sharp_scores": {"score": 6.0},
+    "rms_norm": {"centred": False},
+    "rms_norm_added": {"centred": False, "embedded": 7, "starts": [0, 0]},
+    "embedded_and_added": {"embedded": 7, "starts": [0, 0], "constant": True},  # patch embedding plus position codes
+    "projected_positions": {"starts": [3, 3], "masked": 0.3},  # one block of channels for the sum of both axes
+    "modality_code": {"constant": True, "grids": ((3, 5), (4, 2))},  # reaches two channels further
+    "crops": {"per_sample": True, "masked": 0.3},
+    "crops_of_points_added": {"per_sample": True, "indexed": True, "embedded": 9, "starts": [0, 0], "queries": 7},
+    "line_embedded": {"grids": ((63,),), "embedded": 7, "starts": [0], "constant": True, "masked": 0.3},
 }
 everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -192,18 +195,70 @@ def test_dropout_keeps_the_mean(implementation):
     torch.testing.assert_close(dropped.mean(0), out, rtol=0, atol=0.05)
 
 
-def test_pieces_merge_to_the_whole():
-    case = Case(grids=((7, 9),), heads=2, masked=0.5)
-    x = case.leaves
-    tokens = Tokens(x["content_0"], Positions([x["table_00"], x["table_01"]]), case.masks[0])
-    norm = Norm(x["gamma"], x["beta"])
-    call = Call(x["q"], [tokens], norm, x["w_k"], x["b_k"], x["w_v"], x["b_v"], 0.25)
-    pieces = list(tokens.pieces(18))
-    assert [piece.num_inputs for piece in pieces] == [18, 18, 18, 9]
-    parts = [partial(replace(call, inputs=[piece])) for piece in pieces]
-    wanted = partial(call).finish()
-    torch.testing.assert_close(merge(parts).finish(), wanted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(merge([merge(parts[2:]), merge(parts[:2])]).finish(), wanted, rtol=1e-12, atol=1e-12)
+PARTIAL = [name for name, implementation in IMPLEMENTATIONS.items() if implementation.partial]
+
+
+@pytest.mark.parametrize("grid", [(7, 9), (63,)])
+@pytest.mark.parametrize("implementations", [PARTIAL, PARTIAL[::-1], PARTIAL[:1], PARTIAL[1:]], ids="-".join)
+def test_pieces_merge_to_the_whole(implementations, grid):
+    """Also pieces of different implementations, in any grouping, with all gradients."""
+    case = Case(grids=(grid,), heads=2, masked=0.5)
+    case.leaves = {name: leaf.requires_grad_() for name, leaf in case.leaves.items()}
+    x, cotangent = case.leaves, case.cotangent
+    call = case.make(x)
+    arguments = (call.norm, call.w_k, call.b_k, call.w_v, call.b_v)
+    pieces = list(call.inputs[0].pieces(18))
+    assert sum(piece.num_inputs for piece in pieces) == 63
+    parts = [
+        partial(call.q_BHNK, [piece], *arguments, scale=call.scale, implementation=implementations[i % len(implementations)])
+        for i, piece in enumerate(pieces)
+    ]
+    wanted = case.call(x, "dense")
+    wanted_grads = torch.autograd.grad(wanted, list(x.values()), cotangent)
+    for whole in (merge(parts), merge([merge(parts[2:]), merge(parts[:2])])):
+        torch.testing.assert_close(whole.finish(), wanted, rtol=1e-10, atol=1e-10)
+        grads = torch.autograd.grad(whole.finish(), list(x.values()), cotangent, retain_graph=True)
+        for name, ours, theirs in zip(x, grads, wanted_grads, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_partial_refuses():
+    case = Case()
+    arguments = {k: v for k, v in vars(case.make(case.leaves)).items() if k not in ("dropout_p", "cache")}
+    with pytest.raises(ValueError, match="implementation='dense' must be one of 'reference', 'separable'"):
+        partial(**arguments, implementation="dense")
+
+
+@everywhere
+def test_cache(implementation):
+    """Calls with other queries and the same cache give what they give without; the inputs are read once."""
+    case = Case(masked=0.3)
+    arguments = vars(case.make(case.leaves)) | {"implementation": implementation}
+    cache = {}
+    first = cross_attention(**arguments | {"cache": cache})
+    made = {key: id(value) for key, value in cache.items()}
+    arguments["q_BHNK"] = arguments["q_BHNK"].flip(2) * 2
+    second = cross_attention(**arguments | {"cache": cache})
+    assert {key: id(value) for key, value in cache.items()} == made
+    assert bool(made) == (implementation != "reference")
+    torch.testing.assert_close(second, case.call(case.leaves | {"q": arguments["q_BHNK"]}, implementation))
+    assert (first - second).abs().max() > 0.1
+
+
+def test_explain():
+    case = Case(grids=((60, 70),), batch=1, k=133, v=133, queries=128)
+    leaves = {name: leaf.float() for name, leaf in case.leaves.items()}
+    arguments = {k: v for k, v in vars(case.make(leaves)).items() if k != "cache"}
+    text = explain(**arguments)
+    assert "> separable" in text
+    assert "the least work" in text
+    assert "separable uses" in text
+    text = explain(**arguments | {"dropout_p": 0.1})
+    assert "refuses: it cannot drop attention weights, and dropout_p=0.1" in text
+    assert "> dense" in text
+    assert "'reference' was asked for by name" in explain(**arguments, implementation="reference")
+    half = {name: leaf.bfloat16() for name, leaf in case.leaves.items()}
+    assert "this is half precision" in explain(**{k: v for k, v in vars(case.make(half)).items() if k != "cache"})
 
 
 def test_pieces_of_an_index_list():
@@ -212,18 +267,14 @@ def test_pieces_of_an_index_list():
     assert torch.equal(together, tokens.encoded())
 
 
-@pytest.mark.parametrize("case", [case for name, case in CASES.items() if name != "two_groups"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_maps_are_the_softmax_of_the_scores(case):
     case = Case(**case)
-    x = case.leaves
-    tables = [x[f"table_0{a}"] for a in range(len(case.grids[0]))]
-    tokens = Tokens(x["content_0"], Positions(tables, case.indices[0]), case.masks[0])
-    norm = Norm(x["gamma"], x["beta"]) if case.norm else None
-    maps = attention_maps(x["q"], [tokens], norm, x["w_k"], scale=case.k**-0.5)
-    call = Call(x["q"], [tokens], norm, x["w_k"], x.get("b_k"), x["w_v"], x.get("b_v"), case.k**-0.5)
-    _, values = call.keys_and_values(tokens.encoded())
-    torch.testing.assert_close(maps @ values, case.call(x, "reference"), rtol=1e-9, atol=1e-9)
-    logs = attention_maps(x["q"], [tokens], norm, x["w_k"], scale=case.k**-0.5, log_scores=True)
+    call = case.make(case.leaves)
+    maps = attention_maps(call.q_BHNK, call.inputs, call.norm, call.w_k, scale=call.scale)
+    _, values = call.keys_and_values(call.encoded())
+    torch.testing.assert_close(maps @ values, case.call(case.leaves, "reference"), rtol=1e-9, atol=1e-9)
+    logs = attention_maps(call.q_BHNK, call.inputs, call.norm, call.w_k, scale=call.scale, log_scores=True)
     torch.testing.assert_close(logs.exp(), maps)
 
 

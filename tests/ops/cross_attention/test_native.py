@@ -1,8 +1,9 @@
 """The C kernel of `separable`, on every instruction set this machine has; it must be there where PERCEIVERS_REQUIRE says so.
 
-The common tests ask for gradients of content and tables, which go through PyTorch; here only parameters have gradients.
+The common tests ask for all gradients; here, only parameters have gradients, which is what training asks for.
 """
 
+import ctypes
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ CASES = {
     "very_sharp_scores": {"score": 100.0},
     "many_rows": {"grids": ((300, 17),), "queries": 9},
     "no_norm_no_bias": {"norm": False, "bias": False},
+    "rows_of_70_vectors": {"grids": ((3, 1117),)},
 }
 
 
@@ -110,6 +112,71 @@ def test_same_bits_for_any_threads_and_batch(instruction_set, dtype):
         assert all(torch.equal(a[0], w[b]) for a, w in zip(separable_attention(*one), whole, strict=True))
 
 
+def test_a_team_gives_the_same_bits_as_threads(instruction_set, monkeypatch):
+    """PyTorch's own threads, where they can be had, or new ones."""
+    arguments = operands()
+    with_team = separable_attention(*arguments)
+    monkeypatch.setattr(native, "_team", lambda: None)
+    assert all(torch.equal(a, b) for a, b in zip(separable_attention(*arguments), with_team, strict=True))
+
+
+def test_team_is_found():
+    """On Linux PyTorch's wheels bring GNU's OpenMP; without it threads are started for each call."""
+    torch.randn(300, 300) @ torch.randn(300, 300)
+    if REQUIRED:
+        assert native._team() is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("floats", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_reads_half_precision(instruction_set, dtype, floats):
+    """Every finite number of the type, infinities and NaN apart: what content.to(floats) gives."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    numbers = bits.view(dtype)
+    numbers = torch.where(numbers.abs() < 1e3, numbers, torch.ones_like(numbers))
+    content, grid = numbers.view(1, 2, 128, 256), (128, 256)
+    p, rho = torch.randn(1, 5, sum(grid) + 2, dtype=floats) * 0.01, torch.ones(1, *grid, dtype=floats)
+    halves, wanted = (separable_attention(p, c, rho, None, None, list(grid)) for c in (content, content.to(floats)))
+    assert all(torch.equal(a, b) for a, b in zip(halves, wanted, strict=True))
+    special = torch.full((1, 1, 4, 4), torch.inf, dtype=dtype)
+    lse = separable_attention(p[..., :9].contiguous(), special, rho[:, :4, :4].contiguous(), None, None, [4, 4])[1]
+    assert not lse.isfinite().any()
+
+
+def powers(x, name):
+    y = torch.empty_like(x)
+    path = native.INSTRUCTION_SETS.index(name)
+    native._library().perceivers_power(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_int64(len(x)), path)
+    return y
+
+
+def assert_powers_of_two(x, name):
+    """Two units in the last place; zero below the normal numbers, where the vector types differ; no NaN but from NaN."""
+    y, wanted = powers(x, name), torch.exp2(x.double())
+    assert torch.equal(y.isnan(), x.isnan())
+    normal = (x >= -126) & (x < 127)
+    error = (y.double() - wanted)[normal].abs() / wanted[normal]
+    assert error.numel() == 0 or error.max() <= 2 * 2.0**-23
+    assert (y[x < -150] == 0).all()
+    assert (y[(x < -126) & ~x.isnan()] <= 2.0**-126).all()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_exponential(name):
+    assert_powers_of_two(
+        torch.cat([torch.linspace(-200, 127, 1 << 18), torch.tensor([-torch.inf, torch.nan, 0.0, -0.0])]), name
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_exponential_of_every_float(name):
+    """All 2^32 bit patterns up to 127: scores above the running maximum by more are never raised to a power."""
+    for start in range(-(2**31), 2**31, 2**24):
+        x = torch.arange(start, start + 2**24, dtype=torch.int64).to(torch.int32).view(torch.float32)
+        assert_powers_of_two(x[~(x >= 127)], name)
+
+
 def test_strided_and_overlapping_content(instruction_set):
     p, content, *rest = operands()
     wanted = separable_attention(p, content, *rest)
@@ -133,12 +200,18 @@ def test_infinite_and_nan_content_shows(instruction_set):
     assert r[1:].isfinite().all()
 
 
-def test_calls_from_several_threads_and_after_fork(instruction_set):
+def test_calls_from_several_threads(instruction_set):
     arguments = operands()
     wanted = separable_attention(*arguments)
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: separable_attention(*arguments), range(20)):
             assert all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True))
+
+
+def test_calls_after_fork(instruction_set):
+    """A child has none of the team's threads, and starts its own."""
+    arguments = operands()
+    wanted = separable_attention(*arguments)
     if hasattr(os, "fork") and threading.active_count() == 1:
         child = os.fork()
         if child == 0:
@@ -179,4 +252,5 @@ def test_without_the_kernel(monkeypatch):
     assert "at most 16 channels" in native.why_not(content, torch.float32, None)
     assert "float32 and float64" in native.why_not(content, torch.bfloat16, None)
     assert "not index lists" in native.why_not(content, torch.float32, content)
+    assert "2 to 8 axes" in native.why_not(content[:, :3, 0], torch.float32, None)
     assert separable.native is native

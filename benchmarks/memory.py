@@ -1,0 +1,97 @@
+"""Peak memory of a fresh process, at growing sizes of the picture, within a budget.
+
+    python -m benchmarks.memory [--quick] [--only PATTERN] [--budget GIB] [--seconds S] [--keep]
+
+Published models and their peers, and 3840 x 2160, which is for ours alone. For each a row:
+
+    held_mib      what the process holds after imports and building the model, its weights and its input
+    peak_mib      the most it held from then on, through two calls
+    added_mib     the difference
+    first_ms, ms  times of the first call, which in ours imports PyTorch's compiler, and of the second
+
+A process that passes the budget (`RLIMIT_DATA`: the kernel refuses) is out of memory, and larger sizes are not tried; nor
+are they after a call that took longer than `--seconds`. The last line is one JSON document.
+"""
+
+import argparse
+import json
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import COMPARISONS, QUICK, write
+from benchmarks.harness import MODES, keep, parser
+from benchmarks.processes import Failed, Process
+
+MODELS = ("fourier_1cross", "fourier")
+PICTURES = tuple((224 * 2**i, 224 * 2**i) for i in range(5))
+COLUMNS = ("held_mib", "peak_mib", "added_mib", "first_ms", "ms")
+FOUR_K = (2160, 3840)  # beyond what the peers can hold
+
+
+def main() -> None:
+    """Measures, prints a table, keeps rows where asked."""
+    options = parser(__doc__, only="models")
+    options.add_argument("--budget", type=float, default=12, metavar="GIB", help="memory a process may hold (12)")
+    options.add_argument("--seconds", type=float, default=120, metavar="S", help="after a slower call, no larger size (120)")
+    arguments = options.parse_args()
+    rows = []
+    print(f"{'model':16} {'mode':8} {'what':14} {'picture':>12}" + "".join(f"{column:>11}" for column in COLUMNS))
+    for name in MODELS:
+        for what in ("ours", COMPARISONS[name].peer):
+            for mode in MODES:
+                pictures = [(12, 10)] if arguments.quick else [*PICTURES, *([FOUR_K] if what == "ours" else [])]
+                if fnmatch(name, arguments.only):
+                    measured = grow(name, what, mode, pictures, arguments)
+                    rows += keep("memory", measured) if arguments.keep else measured
+    print(json.dumps(rows))
+
+
+def grow(
+    name: str, what: str, mode: str, pictures: list[tuple[int, int]], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measures one subject once a size, smallest first, until it fails or gets too slow."""
+    rows = []
+    for height, width in sorted(pictures):
+        facts = {"benchmark": "memory", "model": name, "mode": mode, "what": what, "picture": f"{height}x{width}"}
+        facts |= {"threads": torch.get_num_threads(), "budget_gib": arguments.budget}
+        head = f"{name:16} {mode:8} {what:14} {facts['picture']:>12}"
+        config = COMPARISONS[name].config | (QUICK if arguments.quick else {}) | {"data_shape": [3, height, width]}
+        try:
+            measured = measure(what, mode, config, arguments)
+        except LookupError as error:
+            print(f"{head} left out: {error}")
+            break
+        except Failed as error:
+            print(f"{head} {error} (budget {arguments.budget:g} GiB)")
+            rows.append(facts | {"failed": str(error)})
+            break
+        rows.append(facts | measured)
+        print(head + "".join(f"{measured[column]:11,.0f}" for column in COLUMNS))
+        if measured["ms"] > arguments.seconds * 1e3:
+            print(f"{head} no larger size: more than {arguments.seconds:g} s")
+            break
+    return rows
+
+
+def measure(what: str, mode: str, config: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Two calls in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        case = Path(folder) / "case.pt"
+        write(case, config)
+        with Process(what, case, budget=int(arguments.budget * 2**30), seconds=5 * arguments.seconds) as process:
+            first, second = process.call(mode), process.call(mode)
+            return {
+                **process.facts,
+                "peak_mib": second["peak_mib"],
+                "added_mib": round(second["peak_mib"] - process.facts["held_mib"], 1),
+                "first_ms": round(first["ms"], 3),
+                "ms": round(second["ms"], 3),
+            }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Whole models and their peers with the same weights, on the same picture: inference, and a training step.
+
+    python -m benchmarks.models [--quick | --full] [--only PATTERN] [--keep]
+
+Each runs in its own process and environment (`python -m benchmarks.peers` makes them; what is not installed is left out,
+and said). Outputs, and gradients of the latents, are compared before anything is timed; then calls take turns. "forward" is
+without gradients; "step" is forward and backward to all parameters, without an optimiser. Ratios are the peer's time over
+ours. "latent_transformers" is our model with its cross-attention blocks left out, forward: what remains when reading the
+input costs nothing. The last line is one JSON document.
+"""
+
+import json
+import tempfile
+from contextlib import ExitStack
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import COMPARISONS, QUICK, Comparison, write
+from benchmarks.harness import MODES, differences, keep, parser, row, times
+from benchmarks.processes import Process
+
+
+def main() -> None:
+    """Measures, prints a table, keeps rows where asked."""
+    options = parser(__doc__, only="models")
+    options.add_argument("--full", action="store_true", help="all comparisons, not only those of make bench")
+    arguments = options.parse_args()
+    rows = []
+    print(f"{'model':26} {'mode':8} {'what':20} {'median ms':>10} {'ratio':>7}")
+    for name, comparison in COMPARISONS.items():
+        if fnmatch(name, arguments.only) and (comparison.bench or arguments.full):
+            measured = compare(name, comparison, quick=arguments.quick)
+            rows += keep("models", measured) if arguments.keep else measured
+    print(json.dumps(rows))
+
+
+def compare(name: str, comparison: Comparison, quick: bool) -> list[dict[str, Any]]:
+    """Builds, checks and times one comparison."""
+    rows = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = comparison.config | (QUICK if quick else {})
+        write(folder / "case.pt", config, unbiased=comparison.unbiased)
+        processes = {}
+        for subject in ("ours", comparison.peer, *comparison.others):
+            try:
+                processes[subject] = stack.enter_context(Process(subject, folder / "case.pt"))
+            except LookupError as error:
+                print(f"{name:26} {'-':8} {subject:20} left out: {error}")
+        if comparison.peer in processes:
+            errors = differences(comparison.peer, processes[comparison.peer].results(), processes["ours"].results())
+            print(
+                f"{name:26} {'':8} {comparison.peer:20} differs by " + ", ".join(f"{e:.1e} ({k})" for k, e in errors.items())
+            )
+        for mode in MODES:
+            subjects = {s: p for s, p in processes.items() if mode == "forward" or s not in comparison.others}
+            calls = {s: partial(p.call, mode) for s, p in subjects.items()}
+            measured = times(calls, seconds=0.01 if quick else 6, at_least=3)
+            lines = {
+                s: row(ms, benchmark="models", model=name, mode=mode, what=s, version=processes[s].facts["version"])
+                for s, ms in measured.items()
+            }
+            for s, line in lines.items():
+                line["ratio_to_ours"] = round(line["p50_ms"] / lines["ours"]["p50_ms"], 3)
+                print(f"{name:26} {mode:8} {s:20} {line['p50_ms']:10.1f} {line['ratio_to_ours']:7.2f}")
+                rows.append(line)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Attention among the elements of a set, through latents: linear in their number.
+
+Letters: B batch, M elements of the set, D their width, N latents (the paper's inducing points).
+"""
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from perceivers._checks import an_int
+from perceivers.layers.block import CrossAttentionBlock, block_settings
+from perceivers.layers.inputs import checked_inputs
+from perceivers.ops.tokens import Tokens
+
+
+class InducedSetAttention(nn.Module):
+    """Induced set attention block (ISAB) of the Set Transformer (Lee et al. 2019, section 3.1).
+
+        H = block(latents, X)        block(X, Y) = norm(Z + feed_forward(Z))
+        out = block'(X, H)                        Z = norm(X + attention(X, Y))
+
+    Permuting the set permutes the result alike. Departure from the paper's code: attention has an output projection, as in
+    the paper's text, and its residual carries the un-projected stream.
+
+    ```python
+    import torch
+    from perceivers.layers import InducedSetAttention
+
+    block = InducedSetAttention(dim=64, num_latent_tokens=16, heads=4)
+    points = torch.randn(2, 1000, 64)
+    mask = torch.arange(1000) < torch.tensor([[1000], [700]])  # the second set has 700 elements
+    points = block(points, mask)  # [2, 1000, 64]
+    ```
+
+    Args:
+        dim: Width of the elements, and of the latents, D.
+        num_latent_tokens: Number of latents, N.
+        heads: Number of heads.
+        head_dim: Width of a head; `None` for `dim // heads`.
+        pre_norm: Norms after the residuals (False, as published), or before the steps.
+        ff_dim: Hidden width of the feed-forwards; `None` for `dim`.
+        activation: "gelu" (exact), "gelu_tanh" or "geglu".
+        bias: Whether the linear maps of the attentions have a bias.
+        ff_dropout: Dropout of the feed-forwards.
+        attention_dropout: Dropout of the attention weights.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_latent_tokens: int,
+        heads: int = 4,
+        head_dim: int | None = None,
+        pre_norm: bool = False,
+        ff_dim: int | None = None,
+        activation: str = "gelu",
+        bias: bool = True,
+        ff_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        settings = block_settings(
+            dim=dim,
+            ff_dim=ff_dim,
+            ff_dim_scale=1,
+            bias=bias,
+            pre_norm=pre_norm,
+            activation=activation,
+            ff_dropout=ff_dropout,
+            attention_dropout=attention_dropout,
+        )
+        self.dim = settings["dim"]
+        self.latents = nn.Parameter(torch.empty(an_int("num_latent_tokens", num_latent_tokens), self.dim))
+        self.read = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
+        self.write = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new latents: normal with standard deviation 0.02, cut at -2 and 2, as `Perceiver` does."""
+        nn.init.trunc_normal_(self.latents, std=0.02)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attends among the elements of each set.
+
+        Args:
+            inputs: `[B, M, dim]`, floating point.
+            mask: `[B, M]`, bool, True where there is an element. What lies under False, even NaN, has no effect.
+
+        Returns:
+            `[B, M, dim]`, zero where the mask is False.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        inputs_BMD = checked_inputs(inputs, mask, self.dim, self.latents.dtype)
+        latents_BND = repeat(self.latents, "N D -> B N D", B=inputs.shape[0])
+        latents_BND = self.read(latents_BND, [Tokens.of(inputs_BMD, mask)])
+        out_BMD = self.write(inputs_BMD, [Tokens.of(latents_BND)])
+        return out_BMD if mask is None else out_BMD.masked_fill(~mask.unsqueeze(-1), 0)

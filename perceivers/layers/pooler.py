@@ -1,0 +1,123 @@
+"""Attention pooling: learned queries read any number of features into one vector, or into several.
+
+Letters: B batch, M inputs, C channels of an input, N queries, D their width.
+"""
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from perceivers._checks import a_bool, a_probability, an_int
+from perceivers.layers.attention import CrossAttention
+from perceivers.layers.feed_forward import FeedForward
+from perceivers.layers.inputs import checked_inputs
+from perceivers.ops.tokens import Tokens
+
+
+class Pooler(nn.Module):
+    """Pools features by attention.
+
+        y = attention(queries, norm(inputs))
+        out = y + feed_forward(norm(y))
+
+    That is the head of SigLIP, whose encoder ends in the norm of the inputs (multi-head attention pooling: Zhai et al.
+    2022, "Scaling Vision Transformers", section 3.2). With `query_residual` it is Perceiver IO's decoder for a class
+    (Jaegle et al. 2022, section 3.2): y = queries + attention(norm(queries), norm(inputs)).
+
+    ```python
+    import torch
+    from perceivers.layers import Pooler
+
+    pooler = Pooler(dim=64, kv_dim=96, heads=4)
+    features = torch.randn(2, 300, 96)
+    mask = torch.arange(300) < torch.tensor([[300], [200]])  # the second has 200 features; what lies behind has no effect
+    vector = pooler(features, mask)  # [2, 64]
+
+    vectors = Pooler(dim=64, kv_dim=96, heads=4, num_queries=5)(features, mask)  # [2, 5, 64]
+    ```
+
+    Args:
+        dim: Width of queries and result, D.
+        kv_dim: Channels of an input, C; `None` for `dim`.
+        num_queries: Number of vectors to pool to; `None` for one, and a result without that axis.
+        heads: Number of heads.
+        head_dim: Width of a head; `None` for `dim // heads`.
+        query_residual: Whether queries pass a norm and are added to what they read.
+        norm_inputs: Whether inputs pass a layer norm first; False for features whose encoder ends in one.
+        ff_dim: Hidden width of the feed-forward; `None` for `4 * dim`.
+        activation: "gelu" (exact), "gelu_tanh" or "geglu".
+        bias: Whether the linear maps of the attention have a bias.
+        ff_dropout: Dropout of the feed-forward.
+        attention_dropout: Dropout of the attention weights.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        kv_dim: int | None = None,
+        num_queries: int | None = None,
+        heads: int = 8,
+        head_dim: int | None = None,
+        query_residual: bool = False,
+        norm_inputs: bool = True,
+        ff_dim: int | None = None,
+        activation: str = "gelu",
+        bias: bool = True,
+        ff_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dim = an_int("dim", dim)
+        self.kv_dim = dim if kv_dim is None else an_int("kv_dim", kv_dim)
+        self.num_queries = None if num_queries is None else an_int("num_queries", num_queries)
+        self.queries = nn.Parameter(torch.empty(self.num_queries or 1, dim))
+        self.queries_norm = nn.LayerNorm(dim) if a_bool("query_residual", query_residual) else None
+        self.attention = CrossAttention(
+            dim=dim,
+            kv_dim=self.kv_dim,
+            heads=heads,
+            head_dim=head_dim,
+            bias=bias,
+            dropout=a_probability("attention_dropout", attention_dropout),
+            norm_inputs=norm_inputs,
+        )
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(
+            dim=dim,
+            hidden_dim=4 * dim if ff_dim is None else an_int("ff_dim", ff_dim),
+            activation=activation,
+            dropout=a_probability("ff_dropout", ff_dropout),
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new queries: normal with standard deviation 0.02, cut at -2 and 2, as the latents of `Perceiver`."""
+        nn.init.trunc_normal_(self.queries, std=0.02)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pools inputs.
+
+        Args:
+            inputs: `[B, M, kv_dim]`, floating point.
+            mask: `[B, M]`, bool, True where an input may be attended. What lies under False, even NaN, has no effect. A
+                sample with nothing to attend gets zero from the attention, before its output projection.
+
+        Returns:
+            `[B, dim]`, or `[B, num_queries, dim]` where that is given.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        inputs_BMC = checked_inputs(inputs, mask, self.kv_dim, self.queries.dtype)
+        queries_BND = repeat(self.queries, "N D -> B N D", B=inputs.shape[0])
+        read = [Tokens.of(inputs_BMC, mask)]
+        if self.queries_norm is None:
+            pooled_BND = self.attention(queries_BND, read)
+        else:
+            pooled_BND = queries_BND + self.attention(self.queries_norm(queries_BND), read)
+        pooled_BND = pooled_BND + self.feed_forward(self.feed_forward_norm(pooled_BND))
+        return pooled_BND.squeeze(1) if self.num_queries is None else pooled_BND

@@ -1,0 +1,258 @@
+"""A latent resampler: any number of features in, a fixed number of tokens out, as used between an encoder and a larger model.
+
+The module of Flamingo (Alayrac et al. 2022, section 2.1: "Perceiver Resampler"), Idefics, IP-Adapter Plus and ELLA. A block is
+
+    latents = latents + attention(norm(latents), [norm(inputs), norm(latents)])
+    latents = latents + feed_forward(norm(latents))
+
+`Resampler` is the module to use; above it stand its parts. Departures from Flamingo, all of them settings or one line outside:
+
+- The feed-forward's activation is GELU, as in the public reimplementations; Flamingo squares a ReLU.
+- Flamingo adds a learned time embedding to the features of each video frame: add yours to `inputs`.
+- A projection of inputs whose width `dim` differs is part of the module, one of the result is not: put a linear map behind.
+
+Letters:
+    B  batch      N  latents                   M  inputs               E  width of the condition
+    D  their width                             C  channels of an input
+"""
+
+from typing import cast
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from perceivers._checks import a_bool, a_probability, an_int, one_of
+from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward
+from perceivers.layers.grouped_attention import GroupedCrossAttention
+from perceivers.layers.inputs import checked_inputs
+from perceivers.layers.linear import Linear
+from perceivers.layers.norm import AdaptiveNorm, make_norm
+from perceivers.layers.swiglu import SwiGLU
+from perceivers.ops.tokens import Tokens
+
+
+class MeanPooledLatents(nn.Module):
+    """Makes latents from the mean of the inputs: norm, then a linear map (IP-Adapter Plus)."""
+
+    def __init__(self, *, num_latent_tokens: int, dim: int, kv_dim: int, norm: str) -> None:
+        super().__init__()
+        self.num_latent_tokens = num_latent_tokens
+        self.norm = make_norm(norm, kv_dim)
+        self.linear = Linear(kv_dim, num_latent_tokens * dim)
+
+    def forward(self, inputs_BMC: Tensor, mask_BM: Tensor | None) -> Tensor:
+        """Maps inputs `[B, M, C]` to `[B, N, D]`; of a sample without any, their mean is zero."""
+        if mask_BM is None:
+            mean_BC = inputs_BMC.mean(dim=1)
+        else:
+            kept_BMC = inputs_BMC.masked_fill(~mask_BM.unsqueeze(-1), 0)
+            mean_BC = kept_BMC.sum(dim=1) / mask_BM.sum(dim=1, keepdim=True).clamp(min=1)
+        return rearrange(self.linear(self.norm(mean_BC)), "B (N D) -> B N D", N=self.num_latent_tokens)
+
+
+class ResamplerBlock(nn.Module):
+    """Attention from latents to inputs, or to both, then feed-forward; `Resampler` documents the arguments."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        kv_dim: int,
+        attend_latents: bool,
+        ff_dim: int,
+        heads: int,
+        kv_heads: int | None,
+        head_dim: int | None,
+        bias: bool,
+        norm: str,
+        qk_norm: bool,
+        activation: str,
+        condition_dim: int | None,
+        ff_dropout: float,
+        attention_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attend_latents = attend_latents
+        self.inputs_norm = AdaptiveNorm(kind=norm, dim=kv_dim, condition_dim=condition_dim)
+        self.attention_norm = AdaptiveNorm(kind=norm, dim=dim, condition_dim=condition_dim)
+        self.attention = GroupedCrossAttention(
+            dim=dim,
+            kv_dim=kv_dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            bias=bias,
+            qk_norm=norm if qk_norm else None,
+            dropout=attention_dropout,
+        )
+        self.feed_forward_norm = AdaptiveNorm(kind=norm, dim=dim, condition_dim=condition_dim)
+        if activation == "swiglu":
+            self.feed_forward = SwiGLU(dim=dim, hidden_dim=ff_dim, dropout=ff_dropout)
+        else:
+            self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=ff_dropout)
+
+    def forward(self, latents_BND: Tensor, inputs_BMC: Tensor, mask_BM: Tensor | None, condition_BE: Tensor | None) -> Tensor:
+        """Returns new latents, `[B, N, D]`."""
+        queries_BND = self.attention_norm(latents_BND, condition_BE)
+        read = [Tokens.of(self.inputs_norm(inputs_BMC, condition_BE), mask_BM)]
+        if self.attend_latents:
+            read.append(Tokens.of(queries_BND))
+        latents_BND = latents_BND + self.attention(queries_BND, read)
+        return latents_BND + self.feed_forward(self.feed_forward_norm(latents_BND, condition_BE))
+
+
+class Resampler(nn.Module):
+    """Reads any number of features into `num_latent_tokens` tokens.
+
+    ```python
+    import torch
+    from perceivers.layers import Resampler
+
+    resampler = Resampler(dim=64, kv_dim=96, num_latent_tokens=16, depth=2, heads=4)
+    features = torch.randn(2, 300, 96)  # what an encoder says of two pictures
+    mask = torch.arange(300) < torch.tensor([[300], [200]])  # the second has 200 features; what lies behind has no effect
+    tokens = resampler(features, mask)  # [2, 16, 64]
+
+    # Grouped-query attention, RMS norms and gates of Idefics2; IP-Adapter Plus' latents from the mean; a time step's embedding
+    resampler = Resampler(
+        dim=64, heads=8, kv_heads=2, norm="rms_norm", activation="swiglu", num_latents_mean_pooled=4, condition_dim=32
+    )
+    conditioned = resampler(torch.randn(2, 50, 64), condition=torch.randn(2, 32))  # [2, 68, 64]
+    ```
+
+    Args:
+        dim: Width of the latents, D.
+        kv_dim: Channels of an input, C; `None` for `dim`. Where it differs and latents are attended to, a linear map
+            brings the inputs to `dim` first, for both share one projection to keys.
+        num_latent_tokens: Number of learned latents.
+        num_latents_mean_pooled: Number of further latents, before those, made from the mean of the inputs.
+        depth: Number of blocks.
+        heads: Heads of queries.
+        kv_heads: Heads of keys and values, a divisor of `heads` (grouped-query attention); `None` for `heads`.
+        head_dim: Width of a head; `None` for `dim // heads`.
+        attend_latents: Whether keys and values come from inputs and latents under one softmax (Flamingo,
+            Idefics, IP-Adapter Plus, ELLA), or from inputs alone (Perceiver).
+        ff_dim: Hidden width of the feed-forward; `None` for `4 * dim`.
+        activation: "gelu" (exact), "gelu_tanh", "geglu", or "swiglu", whose linear maps have no bias.
+        norm: "layer_norm" (eps 1e-5) or "rms_norm" (eps 1e-6), for all norms.
+        qk_norm: Whether queries and keys pass such a norm, over the width of a head.
+        condition_dim: Width of a condition for all norms of the blocks, as of a diffusion time step's embedding; `None`
+            for none. Each becomes norm(x) * (1 + scale) + shift, see `AdaptiveNorm`.
+        final_norm: Whether the result passes a norm.
+        bias: Whether the linear maps of the attention have a bias.
+        ff_dropout: Dropout of the feed-forward.
+        attention_dropout: Dropout of the attention weights.
+
+    Raises:
+        ValueError: If an argument is out of range or does not fit the others; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        kv_dim: int | None = None,
+        num_latent_tokens: int = 64,
+        num_latents_mean_pooled: int = 0,
+        depth: int = 6,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        attend_latents: bool = True,
+        ff_dim: int | None = None,
+        activation: str = "gelu",
+        norm: str = "layer_norm",
+        qk_norm: bool = False,
+        condition_dim: int | None = None,
+        final_norm: bool = True,
+        bias: bool = False,
+        ff_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dim = an_int("dim", dim)
+        self.kv_dim = dim if kv_dim is None else an_int("kv_dim", kv_dim)
+        self.condition_dim = None if condition_dim is None else an_int("condition_dim", condition_dim)
+        project = a_bool("attend_latents", attend_latents) and self.kv_dim != dim
+        width = dim if project else self.kv_dim
+
+        self.project_inputs = Linear(self.kv_dim, dim) if project else None
+        self.latents = nn.Parameter(torch.empty(an_int("num_latent_tokens", num_latent_tokens), dim))
+        self.mean_pooled_latents = None
+        if num_pooled := an_int("num_latents_mean_pooled", num_latents_mean_pooled, 0):
+            self.mean_pooled_latents = MeanPooledLatents(num_latent_tokens=num_pooled, dim=dim, kv_dim=width, norm=norm)
+        self.blocks = nn.ModuleList(
+            ResamplerBlock(
+                dim=dim,
+                kv_dim=width,
+                attend_latents=attend_latents,
+                ff_dim=4 * dim if ff_dim is None else an_int("ff_dim", ff_dim),
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                bias=bias,
+                norm=norm,
+                qk_norm=a_bool("qk_norm", qk_norm),
+                activation=one_of("activation", activation, (*ACTIVATIONS, "swiglu")),
+                condition_dim=self.condition_dim,
+                ff_dropout=a_probability("ff_dropout", ff_dropout),
+                attention_dropout=a_probability("attention_dropout", attention_dropout),
+            )
+            for _ in range(an_int("depth", depth))
+        )
+        self.norm = make_norm(norm, dim) if a_bool("final_norm", final_norm) else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new latents: normal with standard deviation 0.02, cut at -2 and 2, as `Perceiver` does."""
+        nn.init.trunc_normal_(self.latents, std=0.02)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """Reads inputs into tokens.
+
+        Args:
+            inputs: `[B, M, kv_dim]`, floating point.
+            mask: `[B, M]`, bool, True where an input may be attended. What lies under False, even NaN, has no effect. A
+                sample with nothing to attend reads its latents alone, or with `attend_latents=False` nothing: its
+                attention is zero before the output projection.
+            condition: `[B, condition_dim]`, where there is one.
+
+        Returns:
+            `[B, num_latents_mean_pooled + num_latent_tokens, dim]`.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        inputs_BMC = checked_inputs(inputs, mask, self.kv_dim, self.latents.dtype)
+        condition_BE = self._checked_condition(condition, inputs.shape[0])
+        if self.project_inputs is not None:
+            inputs_BMC = self.project_inputs(inputs_BMC)
+        latents_BND = repeat(self.latents, "N D -> B N D", B=inputs.shape[0])
+        if self.mean_pooled_latents is not None:
+            latents_BND = torch.cat([self.mean_pooled_latents(inputs_BMC, mask), latents_BND], dim=1)
+        for block in self.blocks:
+            latents_BND = block(latents_BND, inputs_BMC, mask, condition_BE)
+        return latents_BND if self.norm is None else self.norm(latents_BND)
+
+    def set_attention_implementation(self, name: str) -> None:
+        """Chooses how attention is computed, at run time; parameters and results stay the same.
+
+        Args:
+            name: "auto", or one of `perceivers.ops.cross_attention.IMPLEMENTATIONS`, which runs or raises.
+
+        Raises:
+            ValueError: If the name is unknown, or is not "auto" while `qk_norm` is on.
+        """
+        for block in self.blocks:
+            cast(ResamplerBlock, block).attention.set_attention_implementation(name)
+
+    def _checked_condition(self, condition: Tensor | None, batch: int) -> Tensor | None:
+        if self.condition_dim is None:
+            if condition is not None:
+                raise ValueError("condition is given, but condition_dim=None: leave it out, or build with condition_dim")
+            return None
+        shape = list(condition.shape) if isinstance(condition, Tensor) else condition
+        if not isinstance(condition, Tensor) or shape != [batch, self.condition_dim]:
+            raise ValueError(f"condition has shape {shape}, but {[batch, self.condition_dim]} is needed: [B, condition_dim]")
+        return condition.to(self.latents.dtype)
