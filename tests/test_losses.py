@@ -60,22 +60,19 @@ def test_autoencoding_has_the_published_weights():
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_autoencoding_of_chosen_points(batched):
-    """The loss of what chosen queries should give is that of the same places of the whole."""
-    targets = {"audio": torch.randn(2, 1, 12), "image": torch.randn(2, 3, 2, 4, 4)}
+    """The loss of what chosen queries should give is that of the same places of the whole; here sound is stereo."""
+    targets = {"audio": torch.randn(2, 2, 12), "image": torch.randn(2, 3, 2, 4, 4)}
     indices = {"audio": torch.tensor([2, 0]), "image": torch.tensor([31, 5, 5])}
     if batched:
         indices = {name: torch.stack([rows, rows.flip(0)]) for name, rows in indices.items()}
-    out = {"audio": torch.randn(2, 4, 2), "image": torch.randn(2, 3, 3)}
+    out = {"audio": torch.randn(2, 8, 2), "image": torch.randn(2, 3, 3)}
     differences = {"audio": [], "image": []}
     for name, rows in indices.items():
         for b in range(2):
             for o, row in enumerate((rows[b] if batched else rows).tolist()):
-                patch = (
-                    targets["audio"][b, 0, 4 * row : 4 * row + 4]
-                    if name == "audio"
-                    else targets["image"][b].flatten(1)[:, row]
-                )
-                differences[name].append((out[name][b, :, o] - patch).abs())
+                # 4 samples a patch, in channels of the head that go sample by sample
+                audio, image = targets["audio"][b, :, 4 * row : 4 * row + 4].T.flatten(), targets["image"][b].flatten(1)
+                differences[name].append((out[name][b, :, o] - (audio if name == "audio" else image[:, row])).abs())
     wanted = torch.stack(differences["audio"]).mean() + 0.03 * torch.stack(differences["image"]).mean()
     torch.testing.assert_close(losses.autoencoding(out, targets, indices=indices), wanted)
 
