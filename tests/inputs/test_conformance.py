@@ -1,8 +1,9 @@
 """Every input module by the same tests.
 
 Broken on purpose, each seen to fail here or in the files beside this one: masks not applied to values that are mixed with
-neighbours, to coordinates, to ids; sines and cosines swapped; channels of patches in another order; padding of the stem turned
-round; bias, constant or padding left out; samples of a ragged batch placed on the longest one's grid; tables in half precision.
+neighbours, to coordinates, to ids; sines and cosines swapped; channels of patches in another order; padding of the stem
+turned round; bias, constant or padding left out; samples of a ragged batch placed on the longest one's grid; tables in half
+precision.
 """
 
 import json
