@@ -119,8 +119,7 @@ class PerceiverIO(Pretrained):
         attention_implementation: str = "auto",
     ) -> None:
         super().__init__()
-        inputs = inputs if isinstance(inputs, nn.Module) else InputModule.create(inputs)
-        outputs = Output.create(outputs)
+        inputs, outputs = InputModule.create(inputs), Output.create(outputs)
         if not isinstance(getattr(inputs, "num_channels", None), int):
             raise ValueError(f"inputs is a {type(inputs).__name__} without num_channels: give an input module")
         if not isinstance(outputs, Output):
