@@ -11,10 +11,10 @@ import torch
 from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 pytest.importorskip("benchmarks", reason="needs the checkout")  # a wheel's tests are collected without it
-from benchmarks.cases import COMPARISONS, QUICK, write  # noqa: E402
-from benchmarks.harness import differences  # noqa: E402
-from benchmarks.peers import PEERS, interpreter  # noqa: E402
-from benchmarks.processes import Failed, Process  # noqa: E402
+from benchmarks.cases import COMPARISONS, QUICK, write
+from benchmarks.harness import differences
+from benchmarks.peers import PEERS, interpreter
+from benchmarks.processes import Failed, Process
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.checkout, pytest.mark.peer("transformers")]
