@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from perceivers.ops.cross_attention import IMPLEMENTATIONS
+
+pytest.importorskip("benchmarks", reason="needs the checkout")  # a wheel's tests are collected without it
 from benchmarks.cases import COMPARISONS, QUICK, write
 from benchmarks.harness import differences
 from benchmarks.peers import PEERS, interpreter
 from benchmarks.processes import Failed, Process
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.checkout, pytest.mark.peer("transformers")]

@@ -104,6 +104,9 @@ def costs(call: Call) -> dict[str, Cost]:
 
 def _passes(call: Call, group: Tokens, channels: int) -> float:
     """Work of a pair beside the products with its content."""
-    if len(group.tables) < 2 or native.why_not(group.content, call.w_k.dtype, group.index) is not None:
+    in_pytorch = (
+        len(group.tables) < 2 or torch.compiler.is_compiling()
+    )  # the compiler does not trace the search for the kernel
+    if in_pytorch or native.why_not(group.content, call.w_k.dtype, group.index) is not None:
         return PASSES + (0 if group.index is None else GATHER * len(group.tables))
     return KERNEL_PASSES + (0 if channels <= 3 else KERNEL_CHANNEL * channels) - 4 * min(channels, 3)

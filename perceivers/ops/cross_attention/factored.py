@@ -44,8 +44,9 @@ def project(group: Tokens, w_DC: Tensor) -> Tensor:
     if group.embedding is not None:
         content_DU = content_DU @ group.embedding.to(w_DC.dtype)
     rows.append(content_DU.mT)
-    batch = max((row.shape[:-2] for row in rows), key=len)
-    return torch.cat([row.expand(*batch, -1, -1) for row in rows], dim=-2)
+    if any(row.ndim > 2 for row in rows):  # some tables differ between samples
+        rows = [row.expand(len(group.content), -1, -1) for row in rows]
+    return torch.cat(rows, dim=-2)
 
 
 def inverse_deviations(group: Tokens, content: Tensor, norm: Norm | None, dtype: torch.dtype) -> Tensor:
