@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers._checks import a_bool, a_list, a_number, an_int
+from perceivers._checks import a_bool, an_int
 from perceivers.checkpoints.native import Pretrained
+from perceivers.inputs.base import a_shape
 from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.block import CrossAttentionBlock, LatentTransformer, block_settings
 from perceivers.layers.encoder import LatentEncoder
 from perceivers.layers.linear import Linear
-from perceivers.ops.tokens import Positions, Tokens, check_array, check_mask
+from perceivers.ops.tokens import Positions, Tokens, check_array, check_grid, check_mask
 from perceivers.position import FourierFeatures
 
 
@@ -203,14 +204,8 @@ class Perceiver(Pretrained):
         attention_implementation: str = "auto",
     ) -> None:
         super().__init__()
-        channels, *axes = [an_int("data_shape", n) for n in a_list("data_shape", data_shape, "whole numbers")] or [0]
-        if not 1 <= len(axes) <= 4:
-            raise ValueError(f"data_shape={data_shape!r} must be [channels, *axes] with 1 to 4 axes")
-        self.positions = FourierFeatures(
-            num_bands=an_int("num_bands", num_bands, 0),
-            resolutions=_resolve_resolution(resolution, axes),
-            base=None if frequency_base is None else a_number("frequency_base", frequency_base),
-        )
+        channels, *axes = a_shape(data_shape)
+        self.positions = FourierFeatures.of(num_bands, resolution, frequency_base, axes)
         kv_dim = channels + self.positions.num_channels
         if cross_kv_dim is not None and an_int("cross_kv_dim", cross_kv_dim) != kv_dim:
             raise ValueError(
@@ -245,9 +240,7 @@ class Perceiver(Pretrained):
         )
         self.config: dict[str, Any] = {
             "data_shape": [channels, *axes],
-            "num_bands": self.positions.num_bands,
-            "resolution": list(self.positions.resolutions),
-            "frequency_base": self.positions.base,
+            **self.positions.config,
             "num_classes": None if num_classes is None else an_int("num_classes", num_classes),
             "final_norm": a_bool("final_norm", final_norm),
             "head_dim": head_dim,
@@ -366,24 +359,6 @@ class Perceiver(Pretrained):
         return self.encoder.flops(prod(lengths)) + (0 if self.head is None else 2 * self.head.weight.numel())
 
     def _tokens(self, x: Tensor, mask: Tensor | None) -> Tokens:
-        channels, *axes = self.config["data_shape"]
-        check_array("x", x, 2 + len(axes), f"[B, {', '.join(map(str, [channels, *axes]))}]")
-        if x.shape[1] != channels:
-            raise ValueError(f"x has shape {list(x.shape)}, {x.shape[1]} channels, but data_shape says {channels} (axis 1)")
-        if 0 in x.shape[2:]:
-            raise ValueError(f"x has shape {list(x.shape)} with an empty axis: every axis needs at least one element")
         dtype = self.encoder.latents.dtype
-        if x.dtype.itemsize > 4 and x.dtype != dtype:
-            raise ValueError(f"x is {x.dtype} but the model is {dtype}: convert one, x.float() or model.double()")
-        check_mask(mask, (x.shape[0], *x.shape[2:]), "[B, *axes]")
+        check_grid(x, mask, self.config["data_shape"], dtype)
         return Tokens(x, Positions(self.positions.tables(x.shape[2:], dtype=dtype, device=x.device)), mask)
-
-
-def _resolve_resolution(resolution: float | Sequence[float] | None, axes: list[int]) -> tuple[float, ...]:
-    if resolution is None:
-        return tuple(axes)
-    if isinstance(resolution, Sequence) and not isinstance(resolution, str):
-        if len(resolution) != len(axes):
-            raise ValueError(f"resolution={resolution!r} has {len(resolution)} entries for {len(axes)} axes: give one each")
-        return tuple(a_number("resolution", number) for number in resolution)
-    return (a_number("resolution", resolution),) * len(axes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perceivers._checks import a_list, an_int
 from perceivers._parts import Part
 from perceivers.inputs.ragged import pad_ragged
-from perceivers.ops.tokens import Positions, check_array, check_mask
+from perceivers.ops.tokens import Positions, check_grid, check_mask
 from perceivers.position import FourierFeatures, grid_coordinates
 
 
@@ -42,11 +42,10 @@ class InputModule(Part, argument="inputs"):
 
     num_channels: int
 
-    def check_dtype(self, x: Tensor) -> None:
-        """Raises `ValueError` where float64 would meet parameters of another dtype."""
-        dtype = next((parameter.dtype for parameter in self.parameters()), x.dtype)
-        if x.dtype.itemsize > 4 and x.dtype != dtype:
-            raise ValueError(f"x is {x.dtype} but the model is {dtype}: convert one, x.float() or model.double()")
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of the parameters; `None` where there are none."""
+        return next((parameter.dtype for parameter in self.parameters()), None)
 
 
 def linear_map(linear: nn.Linear | None) -> dict[str, Any]:
@@ -93,7 +92,7 @@ class Grid:
         Raises:
             ValueError: If a shape, dtype or nesting does not fit.
         """
-        channels, axes = data_shape[0], len(data_shape) - 1
+        axes = len(data_shape) - 1
         coordinates, lengths = None, None
         if isinstance(x, Located):
             x, coordinates = x.values, a_list("coordinates", x.coordinates, "tensors, one an axis")
@@ -101,13 +100,7 @@ class Grid:
                 raise ValueError(f"coordinates has {len(coordinates)} entries for {axes} axes: give one each")
         elif isinstance(x, list | tuple):
             x, mask, lengths = pad_ragged(x, mask, channel_axes=1, axes=axes)
-        check_array("x", x, 2 + axes, f"[B, {', '.join(map(str, data_shape))}]")
-        if x.shape[1] != channels:
-            raise ValueError(f"x has shape {list(x.shape)}, {x.shape[1]} channels, but data_shape says {channels} (axis 1)")
-        if 0 in x.shape[2:]:
-            raise ValueError(f"x has shape {list(x.shape)} with an empty axis: every axis needs at least one element")
-        module.check_dtype(x)
-        check_mask(mask, (x.shape[0], *x.shape[2:]), "[B, *axes]")
+        check_grid(x, mask, data_shape, module.dtype)
         return cls(x, mask, coordinates, lengths)
 
     def visible(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_list, an_int, one_of
 from perceivers.inputs.base import InputModule, check_ids
-from perceivers.ops.tokens import Tokens, check_array, check_mask
+from perceivers.ops.tokens import Tokens, check_array, check_dtype, check_mask
 
 
 class Tabular(InputModule):
@@ -79,7 +79,7 @@ class Tabular(InputModule):
         if numeric := wanted["numeric"]:
             numbers = x["numeric"]
             check_array("x['numeric']", numbers, 2, f"[B, {numeric}]")
-            self.check_dtype(numbers)
+            check_dtype("x", numbers, self.dtype)
             _check_columns("numeric", numbers, batch, numeric)
             present = _present(~numbers.isnan(), mask, slice(0, numeric))
             known.append(present)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_number, an_int
 from perceivers.inputs.base import InputModule, Located
-from perceivers.ops.tokens import Positions, Tokens, check_array, check_mask
+from perceivers.ops.tokens import Positions, Tokens, check_array, check_dtype, check_mask
 from perceivers.position import FourierFeatures
 
 
@@ -97,7 +97,7 @@ class TimeSeries(InputModule):
     def _series(self, series: Located, mask: Tensor | None, codes: Tensor) -> Tokens:
         values, times = series
         check_array("values", values, 3, f"[B, {len(codes)}, M]")
-        self.check_dtype(values)
+        check_dtype("x", values, self.dtype)
         batch, variables, stamps = values.shape
         if variables != len(codes):
             raise ValueError(f"values have shape {list(values.shape)}, but num_variables says {len(codes)} (axis 1)")

@@ -8,7 +8,6 @@ Letters:
 
 from collections.abc import Sequence
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.linear import Linear
 from perceivers.layers.norm import make_norm
 from perceivers.ops.cross_attention import CHOICES, cross_attention
+from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.dense import attend
 from perceivers.ops.tokens import Tokens
 
@@ -91,22 +91,10 @@ class GroupedCrossAttention(nn.Module):
         self.attention_implementation = name
 
     def _attend(self, q_BHQK: Tensor, inputs: Sequence[Tokens], dropout_p: float) -> Tensor:
+        keys, values = self.to_k, self.to_v
+        call = Call(q_BHQK, inputs, None, keys.weight, keys.bias, values.weight, values.bias, self.scale, dropout_p)
         if self.q_norm is None or self.k_norm is None:
-            return cross_attention(
-                q_BHQK,
-                inputs,
-                None,
-                self.to_k.weight,
-                self.to_k.bias,
-                self.to_v.weight,
-                self.to_v.bias,
-                scale=self.scale,
-                dropout_p=dropout_p,
-                implementation=self.attention_implementation,
-            )
-        x_BMC, mask_BM = torch.cat([group.encoded() for group in inputs], dim=1), None
-        if any(group.mask is not None for group in inputs):
-            mask_BM = torch.cat([group.flat_mask() for group in inputs], dim=1)
-        k_BHMK, v_BHMK = (rearrange(to(x_BMC), "B M (H K) -> B H M K", H=self.kv_heads) for to in (self.to_k, self.to_v))
+            return cross_attention(**vars(call), implementation=self.attention_implementation)
+        k_BHMK, v_BHMK = call.keys_and_values(call.encoded())
         q_BHQK, k_BHMK = self.q_norm(q_BHQK).to(v_BHMK.dtype), self.k_norm(k_BHMK).to(v_BHMK.dtype)
-        return attend(q_BHQK, k_BHMK, v_BHMK, mask_BM, scale=self.scale, dropout_p=dropout_p)[0]
+        return attend(q_BHQK, k_BHMK, v_BHMK, call.mask(), scale=self.scale, dropout_p=dropout_p)[0]

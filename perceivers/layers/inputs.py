@@ -6,7 +6,7 @@ Letters: B batch, M inputs, C channels of an input.
 import torch
 from torch import Tensor
 
-from perceivers.ops.tokens import check_array, check_mask
+from perceivers.ops.tokens import check_array, check_dtype, check_mask
 
 
 def checked_inputs(inputs_BMC: Tensor, mask_BM: Tensor | None, channels: int, dtype: torch.dtype) -> Tensor:
@@ -26,10 +26,7 @@ def checked_inputs(inputs_BMC: Tensor, mask_BM: Tensor | None, channels: int, dt
         raise ValueError(f"inputs has shape {shape}, {shape[2]} channels, but the module reads {channels}: [B, M, {channels}]")
     if shape[1] == 0:
         raise ValueError(f"inputs has shape {shape}, no inputs: give at least one, and mask it where it is not meant")
-    if inputs_BMC.dtype.itemsize > 4 and inputs_BMC.dtype != dtype:
-        raise ValueError(
-            f"inputs is {inputs_BMC.dtype} but the module is {dtype}: convert one, inputs.float() or module.double()"
-        )
+    check_dtype("inputs", inputs_BMC, dtype, "module")
     check_mask(mask_BM, shape[:2], "[B, M]")
     if mask_BM is not None:
         inputs_BMC = inputs_BMC.masked_fill(~mask_BM.unsqueeze(-1), 0)

@@ -178,6 +178,25 @@ def check_array(name: str, array: Tensor, ndim: int, shape: str) -> None:
         raise ValueError(f"{name} is {array.dtype}, not floating point: convert and scale it, such as {name}.float() / 255")
 
 
+def check_dtype(name: str, array: Tensor, dtype: torch.dtype | None, owner: str = "model") -> None:
+    """Raises `ValueError` where a float64 array would meet parameters of another dtype; `None` where there are none."""
+    if dtype is not None and array.dtype.itemsize > 4 and array.dtype != dtype:
+        raise ValueError(
+            f"{name} is {array.dtype} but the {owner} is {dtype}: convert one, {name}.float() or {owner}.double()"
+        )
+
+
+def check_grid(x: Tensor, mask: Tensor | None, data_shape: Sequence[int], dtype: torch.dtype | None) -> None:
+    """Raises `ValueError` unless `x`, `[B, C, *axes]`, and its mask have the channels and number of axes of `data_shape`."""
+    check_array("x", x, 1 + len(data_shape), f"[B, {', '.join(map(str, data_shape))}]")
+    if x.shape[1] != data_shape[0]:
+        raise ValueError(f"x has shape {list(x.shape)}, {x.shape[1]} channels, but data_shape says {data_shape[0]} (axis 1)")
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x has shape {list(x.shape)} with an empty axis: every axis needs at least one element")
+    check_dtype("x", x, dtype)
+    check_mask(mask, (x.shape[0], *x.shape[2:]), "[B, *axes]")
+
+
 def check_mask(mask: Tensor | None, shape: Sequence[int], meaning: str) -> None:
     """Raises `ValueError` unless `mask` is `None` or a bool tensor of `shape`; `meaning` tells the reader which."""
     if mask is None:

@@ -15,7 +15,7 @@ from perceivers._checks import a_list, an_int, one_of
 from perceivers.ops.tokens import Tokens
 from perceivers.outputs.output import Encoded, QueryOutput, learned_queries
 from perceivers.outputs.rows import take, unravel
-from perceivers.position import FourierFeatures, by_kinds
+from perceivers.position import FourierFeatures, by_kinds, coordinates_of
 
 
 class Grid(QueryOutput):
@@ -75,9 +75,7 @@ class Grid(QueryOutput):
             "axes": lengths,
             "num_channels": num_channels,
             "patch": patch if patch is None else steps,
-            "num_bands": positions.num_bands,
-            "resolution": list(positions.resolutions),
-            "frequency_base": positions.base,
+            **positions.config,
             "learned_channels": learned_channels,
             "feature_order": one_of("feature_order", feature_order, ("axes", "kinds")),
             "sampled_positions": one_of("sampled_positions", sampled_positions, ("grid", "left_aligned")),
@@ -118,7 +116,7 @@ class Grid(QueryOutput):
     def _features(self, rows: Tensor, left_aligned: bool, like: Tensor) -> Tensor:
         features = []
         for a, (i, n) in enumerate(zip(unravel(rows, self.config["axes"]), self.config["axes"], strict=True)):
-            x = -1 + 2 * i.double() / n if left_aligned else (2 * i.double() - (n - 1)) / max(n - 1, 1)
+            x = -1 + 2 * i.double() / n if left_aligned else coordinates_of(i, n)
             features.append(self.positions.at(a, x))
         if self.config["feature_order"] == "axes":
             result = torch.cat(features, dim=-1)

@@ -1,6 +1,6 @@
 """Position features: tables of Fourier features, one an axis, and learned vectors."""
 
-from perceivers.position.fourier import FourierFeatures, by_kinds, crop_coordinates, grid_coordinates
+from perceivers.position.fourier import FourierFeatures, by_kinds, coordinates_of, crop_coordinates, grid_coordinates
 from perceivers.position.learned import LearnedPositions
 
-__all__ = ["FourierFeatures", "LearnedPositions", "by_kinds", "crop_coordinates", "grid_coordinates"]
+__all__ = ["FourierFeatures", "LearnedPositions", "by_kinds", "coordinates_of", "crop_coordinates", "grid_coordinates"]

@@ -139,6 +139,12 @@ def by_kinds(tables: Sequence[Tensor]) -> list[Tensor]:
     return spread
 
 
+def coordinates_of(index: Tensor, length: int) -> Tensor:
+    """The coordinates from -1 to 1 of elements of an axis, by their index, float64; that of an axis of length 1 is 0."""
+    # 2 i - (n - 1) over n - 1: exactly symmetric, and no branch on the length, which may be symbolic in an export.
+    return (2 * index.double() - (length - 1)) / max(length - 1, 1)
+
+
 def grid_coordinates(length: int | Tensor, longest: int | None = None, *, device: torch.device | None = None) -> Tensor:
     """Coordinates from -1 to 1 along an axis, float64; the coordinate of an axis of length 1 is 0.
 
@@ -154,9 +160,7 @@ def grid_coordinates(length: int | Tensor, longest: int | None = None, *, device
         length = length.unsqueeze(-1)
         steps = torch.arange(int(length.max()) if longest is None else longest, dtype=torch.float64, device=length.device)
         return (2 * steps - (length - 1)) / (length - 1).clamp_min(1)
-    # 2 i - (n - 1) over n - 1: exactly symmetric, and no branch on the length, which may be symbolic in an export.
-    steps = torch.arange(length if longest is None else longest, dtype=torch.float64, device=device)
-    return (2 * steps - (length - 1)) / max(length - 1, 1)
+    return coordinates_of(torch.arange(length if longest is None else longest, device=device), length)
 
 
 def crop_coordinates(start: Tensor, stop: Tensor, whole: int, length: int) -> Tensor:
@@ -181,6 +185,6 @@ def crop_coordinates(start: Tensor, stop: Tensor, whole: int, length: int) -> Te
         raise ValueError(
             f"start={start.tolist()}, stop={stop.tolist()} must satisfy 0 <= start < stop <= whole={whole} for every crop"
         )
-    first, last = ((2 * x.double() - (whole - 1)) / max(whole - 1, 1) for x in (start, stop - 1))
+    first, last = coordinates_of(start, whole), coordinates_of(stop - 1, whole)
     middle, half = (last + first) / 2, (last - first) / 2
     return middle.unsqueeze(-1) + half.unsqueeze(-1) * grid_coordinates(length, device=start.device)

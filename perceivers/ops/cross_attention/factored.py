@@ -29,7 +29,7 @@ def factors(group: Tokens) -> Tokens:
     """The group itself; where its positions have fewer than two axes, which factor nothing, the encoded array as content."""
     if len(group.tables) > 1:
         return group
-    return Tokens(group.encoded().mT, mask=None if group.mask is None else group.flat_mask())
+    return Tokens.of(group.encoded(), None if group.mask is None else group.flat_mask())
 
 
 def project(group: Tokens, w_DC: Tensor) -> Tensor:

@@ -93,6 +93,9 @@ static int run(const Call *call, Task task, int64_t size, int64_t step) {
     return atomic_load(&queue.failed);
 }
 
+#define LOG2_E 1.4426950408889634074 /* exponentials are powers of 2 */
+#define LN_2 0.69314718055994530942
+
 #define JOIN_(a, b, c) a##_##b##_##c
 #define JOIN(a, b, c) JOIN_(a, b, c)
 #define NAME(name) JOIN(name, ISA, REAL)
@@ -429,7 +432,7 @@ static int NAME(read)(const Call *call, State *s, int64_t sample, int64_t row, i
     for (int64_t k = 0; k < s->vectors; k++) {
         const V rho = LOAD(s->rho, k);
         most = NAME(larger)(most, rho), least = NAME(larger)(least, -rho);
-        s->rho2[k] = rho * (REAL)1.4426950408889634074;
+        s->rho2[k] = rho * (REAL)LOG2_E;
     }
     s->most_rho = NAME(largest)(most), s->least_rho = -NAME(largest)(least);
     for (int64_t c = 0; c < U; c++) {
@@ -491,7 +494,7 @@ static void NAME(write)(const Call *call, const State *s, int64_t query, int64_t
         for (int64_t c = 0; c < U; c++) *out++ = (REAL)(NAME(sum_of_lanes)(s->content[i][c]) * factor);
         if (divide)
             ((REAL *)call->out_lse)[query] =
-                (REAL)(total == 0 ? -INFINITY : log(total) + (double)s->max[i] * 0.69314718055994530942);
+                (REAL)(total == 0 ? -INFINITY : log(total) + (double)s->max[i] * LN_2);
     }
 }
 
@@ -541,7 +544,7 @@ INLINE void NAME(forward_block)(const Call *call, State *s, int64_t first, int64
             q[i][c] = NAME(of_content)(call, call->p, first + at)[c];
             bound += (q[i][c] < 0 ? -q[i][c] : q[i][c]) * s->most_u[c];
         }
-        bound *= (bound < 0 ? s->least_rho : s->most_rho) * (REAL)1.4426950408889634074;
+        bound *= (bound < 0 ? s->least_rho : s->most_rho) * (REAL)LOG2_E;
         if (!(bound <= s->max[at] + HEADROOM)) NAME(raise)(call, s, first + at, at, j0, base[i]);
         max[i] = s->max[at] == (REAL)-INFINITY ? 0 : s->max[at];
         sums[i] = s->sums + ((i0 + i) * s->padded + j0) / LANES;
@@ -595,7 +598,7 @@ INLINE void NAME(backward_block)(const Call *call, State *s, int64_t first, int6
         grad_base[i] = NAME(at_row)(call, s, call->grad, query);
         last[i] = s->last + at * s->padded + j0;
         grad_last[i] = s->grad_last + at * s->padded + j0;
-        lse[i] = ((const REAL *)call->lse)[query] * (REAL)1.4426950408889634074;
+        lse[i] = ((const REAL *)call->lse)[query] * (REAL)LOG2_E;
         if (lse[i] == (REAL)-INFINITY) lse[i] = 0;
         offset[i] = ((const REAL *)call->offset)[query];
         sums[i] = s->sums + ((i0 + i) * s->padded + j0) / LANES;
@@ -691,7 +694,7 @@ INLINE void NAME(inputs_block)(const Call *call, State *s, int64_t first, int64_
             const int64_t query = first + at[i];
             base[i] = NAME(at_row)(call, s, call->p, query);
             grad_base[i] = NAME(at_row)(call, s, call->grad, query);
-            lse[i] = ((const REAL *)call->lse)[query] * (REAL)1.4426950408889634074;
+            lse[i] = ((const REAL *)call->lse)[query] * (REAL)LOG2_E;
             if (lse[i] == (REAL)-INFINITY) lse[i] = 0;
             if (i >= count) lse[i] = (REAL)INFINITY;
             offset[i] = ((const REAL *)call->offset)[query];

@@ -29,6 +29,7 @@ from perceivers.ops.cross_attention import native
 from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.factored import factors, inverse_deviations, project
 from perceivers.ops.cross_attention.partial import Partial, finite, merge
+from perceivers.ops.tokens import Tokens
 
 TILE = 1 << 18  # scores held at a time, some of them in each of a few buffers: 1 MB each, about a core's cache
 QUERIES = 256  # of a tile of inputs without tables, whose content is read once a tile
@@ -66,9 +67,7 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
     """One group: divided by its sum already, with the log-sum-exp for a maximum."""
     dtype = q_BHNK.dtype
     group = call.once(("factors", g), lambda: factors(call.inputs[g]))
-    content = call.once(("content", g), group.visible_content)
-    if content.dtype not in native.CONTENT_TYPES:
-        content = content.to(dtype)
+    content = call.once(("content", g), lambda: _content(group, dtype))
     rho = call.once(("rho", g), lambda: inverse_deviations(group, content, call.norm, dtype))
     k_HSK, v_HSV = call.once(
         ("rows", g),
@@ -79,6 +78,12 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
     r_BQS, lse_BQ = separable_attention(p_BQS, content, rho, group.mask, group.index, lengths)
     r_BHNS, lse_BHN = r_BQS.unflatten(1, q_BHNK.shape[1:3]), lse_BQ.unflatten(1, q_BHNK.shape[1:3])
     return Partial(r_BHNS @ v_HSV, lse_BHN, (lse_BHN != -math.inf).to(dtype))
+
+
+def _content(group: Tokens, dtype: torch.dtype) -> Tensor:
+    """The visible content in the dtype of the queries; half precision stays, for the operator widens it where it reads."""
+    content = group.visible_content()
+    return content if content.dtype in native.CONTENT_TYPES else content.to(dtype)
 
 
 def _finish(call: Call, whole: Partial, b_v: Tensor | None) -> Tensor:
