@@ -1,0 +1,130 @@
+"""The suite for modules of the user's own: it passes what is right, and names the law that a broken module breaks."""
+
+import pytest
+import torch
+from inputs.cases import CASES
+from inputs.test_conformance import spoil
+from torch import nn
+
+from perceivers import PerceiverIO, create_model
+from perceivers.factory import example_inputs
+from perceivers.inputs import InputModule, Pixels
+from perceivers.ops.tokens import Tokens
+from perceivers.outputs import Grid, LearnedQueries, PerInput
+from perceivers.testing import check_input, check_model
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_input_keeps_the_laws(case):
+    x, mask = case.data(), case.mask()
+    check_input(case.module(), x, mask, hidden=spoil(x, mask) if case.mask_shape else None)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        LearnedQueries(dim=8, num_channels=3),
+        Grid(axes=[3, 4], num_channels=2, num_bands=2),
+        PerInput(dim=12, num_channels=2),
+    ],
+    ids=lambda outputs: type(outputs).__name__,
+)
+def test_models_keep_the_laws(outputs):
+    check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), outputs), torch.randn(2, 2, 3, 4))
+
+
+def test_published_model_keeps_the_laws():
+    x = torch.randn_like(example_inputs("perceiver_io_imagenet_fourier_tiny", 2))
+    check_model(create_model("perceiver_io_imagenet_fourier_tiny"), x)
+
+
+def model_of(inputs, outputs, **changes):
+    return PerceiverIO(
+        inputs=inputs,
+        outputs=outputs,
+        **{"num_latent_tokens": 4, "dim": 8, "heads": 2, "num_latent_transformers_in_layers": [1], **changes},
+    )
+
+
+class Own(InputModule):
+    """A linear map of features, with a mask; each fault breaks one law."""
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.linear, self.unused, self.fault = nn.Linear(5, 6), nn.Linear(2, 2) if fault == "unused" else None, fault
+        self.num_channels = 7 if fault == "channels" else 6
+        self.config = {"fault": "" if fault == "config" else fault}
+        self.scale = 2 if fault == "config" else 1
+
+    def forward(self, x, mask=None):
+        seen = x if mask is None or self.fault in ("leak", "ignored") else x.masked_fill(~mask.unsqueeze(-1), 0)
+        if self.fault == "batch":
+            seen = seen - seen.mean(0) / 2
+        out = self.scale * self.linear(seen)
+        if self.fault == "constant":
+            out = out * 0 + 1
+        if self.fault == "leak":
+            out = out + out.nan_to_num().mean(1, keepdim=True)
+        return [Tokens.of(out, None if self.fault == "ignored" else mask)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "law"),
+    [
+        ("channels", "num_channels"),
+        ("unused", "gradients reach every parameter: unused.weight"),
+        ("config", "described and made again"),
+        ("batch", "a batch is its samples"),
+        ("constant", "samples differ"),
+        ("leak", "masked is absent"),
+        ("ignored", "masked is absent: the mask has no effect"),
+    ],
+)
+def test_a_broken_input_is_named(fault, law):
+    x, mask = torch.randn(2, 9, 5), torch.arange(9) < torch.tensor([[9], [4]])
+    rubbish = torch.where(mask.unsqueeze(-1), x, 1e3)
+    check_input(Own(), x, mask, hidden=rubbish)
+    if fault in ("batch", "constant"):
+        mask = rubbish = None
+    if fault == "ignored":
+        rubbish = x
+    with pytest.raises(AssertionError, match=law):
+        check_input(Own(fault), x, mask, hidden=rubbish)
+
+
+class Summed(PerInput):
+    """Each result depends on which queries are decoded beside it."""
+
+    def queries(self, encoded, rows, sampled):
+        queries = super().queries(encoded, rows, sampled)
+        return queries + queries.mean(1, keepdim=True)
+
+
+class Forgetful(LearnedQueries):
+    """Every sample gets the same."""
+
+    def queries(self, encoded, rows, sampled):
+        return 0 * super().queries(encoded, rows, sampled) + torch.nan
+
+
+def test_a_broken_output_is_named():
+    x = torch.randn(2, 2, 3, 4)
+    with pytest.raises(AssertionError, match="chunks are the whole"):
+        check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), Summed(dim=12, num_channels=2)), x)
+    with pytest.raises(AssertionError, match="finite values"):
+        check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), Forgetful(dim=8, num_channels=2)), x)
+
+
+def test_the_module_given_is_left_as_it_is():
+    module = Own()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    check_input(module, torch.randn(2, 9, 5))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert module.training
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least two"):
+        check_input(Own(), torch.randn(1, 9, 5))
+    with pytest.raises(ValueError, match="mask is None"):
+        check_input(Own(), torch.randn(2, 9, 5), hidden=torch.randn(2, 9, 5))
