@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-slow lint wheel-test sanitize bench bench-full peers clean
+.PHONY: demo test test-slow lint docs wheel-test sanitize bench bench-full peers clean
 
 demo: .venv/.demo
 	.venv/bin/python examples/Perceiver/demo.py $(ARGS)
@@ -19,6 +19,9 @@ lint: .venv/.all
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright
+
+docs: .venv/.all
+	.venv/bin/mkdocs build --strict $(ARGS)
 
 wheel-test: .venv/.all
 	.venv/bin/python tools/wheel_test.py $(ARGS)
@@ -40,7 +43,7 @@ peers: .venv/.all
 	-.venv/bin/python -m benchmarks.peers
 
 clean:
-	rm -rf .venv .venv-peers build dist *.egg-info perceivers/ops/cross_attention/_separable.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist site *.egg-info perceivers/ops/cross_attention/_separable.* .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -55,5 +58,5 @@ SOURCES := pyproject.toml constraints.txt setup.py perceivers/ops/cross_attentio
 	touch $@
 
 .venv/.all: .venv/bin/python $(SOURCES)
-	$(PIP) -e '.[demo,test,dev]'
+	$(PIP) -e '.[demo,test,dev,docs]'
 	touch $@ .venv/.demo

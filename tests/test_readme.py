@@ -1,4 +1,4 @@
-"""Every code block of the README: Python runs, one block after another; shell lines are known and tested where they say."""
+"""Every code block of the README and of the pages of docs/: Python runs; shell lines are known and tested where they say."""
 
 import re
 import subprocess
@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from perceivers import create_model, list_models
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.checkout
@@ -17,6 +20,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 TESTED = {
     "make demo": "tests/test_demo.py runs its recipe",
     "make test": ".ci/run",
+    "make docs": ".ci/run",
     "make bench": "tests/test_benchmarks.py runs its recipe",
     "python examples/Perceiver/demo.py": "tests/test_demo.py",
     "python -m perceivers": "tests/test_package.py",
@@ -66,3 +70,22 @@ def test_links_lead_somewhere():
         target = target[0] or target[1]
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_documentation_runs(page):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+    if blocks:
+        subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], check=True, cwd=ROOT, timeout=300)
+
+
+def test_the_table_of_models_is_right():
+    """The same in the README and the documentation, with the parameters that the models have."""
+    table = (ROOT / "docs" / "_models.md").read_text()
+    assert table in README
+    named = dict(re.findall(r"`(perceiver_\w+)` \| ([\d,]+)", table))
+    published = {name for name in list_models() if not name.endswith(("_tiny", "_small"))}
+    assert named.keys() == published
+    for name, count in named.items():
+        with torch.device("meta"):
+            assert sum(p.numel() for p in create_model(name).parameters()) == int(count.replace(",", ""))
