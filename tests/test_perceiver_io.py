@@ -38,7 +38,7 @@ BAD = [
     ({"outputs": nn.Linear(2, 3)}, "outputs is a Linear, no perceivers.outputs.Output: give an output module"),
     ({"inputs": "Pixels"}, "inputs='Pixels' must be a module, or a description: a dict with 'kind' and its arguments"),
     ({"outputs": {"dim": 3}}, "outputs={'dim': 3} must be a module, or a description"),
-    ({"outputs": {"kind": "Output"}}, "outputs: kind='Output' is none of ['Grid', 'LearnedQueries', 'MeanPool'"),
+    ({"outputs": {"kind": "Output"}}, "outputs: kind='Output' is none of ['"),
     ({"outputs": {"kind": "os.system"}}, "make the module yourself and pass it as outputs=..."),
     ({"outputs": {**CLASS, "dims": 3}}, "outputs: unknown keys ['dims'], no arguments of LearnedQueries: update perceivers"),
     ({"outputs": {"kind": "Grid", "axes": [3]}}, "outputs: num_channels of Grid is missing"),

@@ -87,7 +87,7 @@ CONSTRUCTORS = [
         "modalities has the name 'a.b': choose a string without dots",
     ),
     (Multimodal, {"modalities": {"keys": Labels(num_classes=3)}}, "modalities has the name 'keys': choose"),
-    (Multimodal, {"modalities": {"a": {"kind": "Lables"}}}, "inputs: kind='Lables' is none of ['ConvStem', 'Events'"),
+    (Multimodal, {"modalities": {"a": {"kind": "Lables"}}}, "inputs: kind='Lables' is none of ['ConvStem'"),
     (
         Multimodal,
         {"modalities": {"a": torch.nn.Linear(2, 2)}},
