@@ -91,10 +91,11 @@ class GroupedCrossAttention(nn.Module):
         self.attention_implementation = name
 
     def _attend(self, q_BHQK: Tensor, inputs: Sequence[Tokens], dropout_p: float) -> Tensor:
-        keys, values = self.to_k, self.to_v
-        call = Call(q_BHQK, inputs, None, keys.weight, keys.bias, values.weight, values.bias, self.scale, dropout_p)
+        maps = (self.to_k.weight, self.to_k.bias, self.to_v.weight, self.to_v.bias)
         if self.q_norm is None or self.k_norm is None:
-            return cross_attention(**vars(call), implementation=self.attention_implementation)
+            how = self.attention_implementation
+            return cross_attention(q_BHQK, inputs, None, *maps, scale=self.scale, dropout_p=dropout_p, implementation=how)
+        call = Call(q_BHQK, inputs, None, *maps, self.scale, dropout_p)
         k_BHMK, v_BHMK = call.keys_and_values(call.encoded())
         q_BHQK, k_BHMK = self.q_norm(q_BHQK).to(v_BHMK.dtype), self.k_norm(k_BHMK).to(v_BHMK.dtype)
         return attend(q_BHQK, k_BHMK, v_BHMK, call.mask(), scale=self.scale, dropout_p=dropout_p)[0]
