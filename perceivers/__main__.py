@@ -1,23 +1,58 @@
-"""`python -m perceivers`: what is installed here, and which models there are."""
+"""The command `perceivers`, also `python -m perceivers`: train and use models, and see what is installed here."""
 
 import argparse
+import importlib
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 
 from perceivers import __version__
 
+# What each command runs, imported only then: module, function, arguments before the user's.
+TRAINING = {
+    "fit": ("perceivers.training.run", "fit", (), "train on what lies at PATH; --resume FOLDER goes on"),
+    "validate": (
+        "perceivers.training.run",
+        "evaluate",
+        ("validate",),
+        "the metric of a run's model on its validation samples",
+    ),
+    "test": ("perceivers.training.run", "evaluate", ("test",), "the same on its test samples"),
+    "predict": ("perceivers.training.use", "predict", (), "what a trained model says of new files"),
+    "explain": ("perceivers.training.use", "explain", (), "where a trained model looks, as pictures"),
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m perceivers", description="The Perceiver family in PyTorch.")
+    """Runs the command line; returns the exit status: 0, 1 for what went wrong, 2 for wrong arguments, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="perceivers", description="The Perceiver family in PyTorch.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (*_, text) in TRAINING.items():
+        commands.add_parser(name, help=text, add_help=False)
     commands.add_parser("info", help="print versions, devices and attention implementations (the default)")
     commands.add_parser("models", help="print the models that create_model knows, with their sizes")
+    if arguments and arguments[0] in TRAINING:
+        return _train(arguments[0], arguments[1:])
     chosen = parser.parse_args(arguments)
     print("\n".join(_models() if chosen.command == "models" else _info()))
     return 0
+
+
+def _train(command: str, arguments: list[str]) -> int:
+    if importlib.util.find_spec("lightning") is None:
+        print(f"perceivers {command} needs its extra: pip install 'perceivers[train]'", file=sys.stderr)
+        return 1
+    module, function, given, _ = TRAINING[command]
+    try:
+        return getattr(importlib.import_module(module), function)(arguments, *given)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, FloatingPointError, OSError) as error:
+        print(f"perceivers {command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
 
 
 def _info() -> list[str]:

@@ -1,7 +1,8 @@
 """What all tests share: what may be skipped, and the count of tests for each implementation and each peer.
 
 `PERCEIVERS_REQUIRE` is a comma-separated list of what must be there: where it names "peers", a test whose peer is not
-installed fails instead of being skipped; where it names "native", the C kernel must have been built.
+installed fails instead of being skipped; where it names "native", the C kernel must have been built; where it names
+"training", the extra of that name must be installed.
 """
 
 import importlib
@@ -13,11 +14,14 @@ import torch
 
 from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
 
-REQUIRABLE = {"native", "peers"}
+REQUIRABLE = {"native", "peers", "training"}
 REQUIRED = {name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name}
 PEERS = ("transformers", "perceiver_pytorch")
 
 assert REQUIRED <= REQUIRABLE, f"PERCEIVERS_REQUIRE={sorted(REQUIRED)} may name {sorted(REQUIRABLE)}"
+
+if "training" in REQUIRED:
+    importlib.import_module("perceivers.training.run")
 
 _counts: Counter[str] = Counter()
 

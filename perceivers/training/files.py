@@ -1,0 +1,50 @@
+"""Files of a run that a crash at any moment leaves whole: what is there is old or new, never half."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write; at the end it takes the place of the one at the path, and is on the disk.
+
+    Written beside it under another name, synced, renamed, and the folder synced; a failure leaves the old file.
+
+    Raises:
+        OSError: If the disk is full, with a message that says so and names the path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if _full(error):
+            raise OSError(
+                errno.ENOSPC, f"the disk is full, {path.name} was not written; the one before is kept", str(path)
+            ) from error
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: torch's writer wraps what the system said."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,176 @@
+"""What is trained: a model with its loss, optimiser, schedule and metric, as a `LightningModule`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MultilabelF1Score
+from torchmetrics.regression import MeanAbsoluteError
+
+from perceivers import losses
+from perceivers._checks import a_probability, one_of
+from perceivers.perceiver_io import PerceiverIO
+from perceivers.training.augment import augmented
+from perceivers.training.data import seed_of
+from perceivers.training.optim import learning_rate_factor, make_optimizer
+from perceivers.training.preprocessing import Preprocessing
+
+METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae"}
+
+
+class Training(LightningModule):
+    """A `PerceiverIO` in training.
+
+    All that is random in a step, dropout and augmentation, is drawn from generators seeded by the run's seed, the epoch, the
+    batch and the process: so a resumed run draws what one never stopped draws.
+
+    Args:
+        network: Arguments of `PerceiverIO`; what is not given is chosen for the data, see `suggest`.
+        preprocessing: The description of the data, see `perceivers.training.preprocessing`.
+        optimizer: "adamw" or "lamb".
+        lr: Highest learning rate.
+        betas: Decay of the optimiser's averages of gradients and of their squares.
+        weight_decay: Of matrices; biases and norms do not decay.
+        schedule: "cosine", "flat_cosine", "steps" or "constant"; see `learning_rate_factor`.
+        warm_up: Share of the steps in which the learning rate rises.
+        label_smoothing: Part of the probability that goes to all classes evenly.
+        pictures: Augmentation of pictures: "none", "light", "flip" or "randaugment", see `augmented`.
+        time_spans: Spans of sound that are left out, see `augmented`.
+        mixup: See `augmented`.
+        cutmix: See `augmented`.
+        compile: Whether to run the model through `torch.compile`.
+        seed: Seed of the weights and of all that is random in a step.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        network: dict[str, Any] | None = None,
+        *,
+        preprocessing: dict[str, Any] | None = None,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.05,
+        schedule: str = "cosine",
+        warm_up: float = 0.05,
+        label_smoothing: float = 0.1,
+        pictures: str = "light",
+        time_spans: int = 2,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if preprocessing is None:
+            raise ValueError("preprocessing is missing: give that of PathData, or use perceivers fit PATH")
+        self.preprocessing = Preprocessing.create(preprocessing)
+        one_of("schedule", schedule, ("cosine", "flat_cosine", "steps", "constant"))
+        a_probability("warm_up", warm_up)
+        self.optimizer_settings = {"name": optimizer, "lr": lr, "betas": betas, "weight_decay": weight_decay}
+        self.schedule, self.warm_up, self.label_smoothing, self.seed = schedule, warm_up, label_smoothing, seed
+        self.augmentation = {"pictures": pictures, "time_spans": time_spans, "mixup": mixup, "cutmix": cutmix}
+        torch.manual_seed(seed_of(seed))
+        self.network = PerceiverIO(**suggest(self.preprocessing, network or {}))
+        make_optimizer(model=self.network, **self.optimizer_settings)  # so that a wrong setting is said now
+        if compile:
+            self.network.compile()
+        self.task, classes = self.preprocessing.task, len(self.preprocessing.labels)
+        self.classes = classes if self.task == "classification" else 0
+        self.metric_name = METRICS[self.task]
+        self.metric: Metric
+        match self.task:
+            case "classification":
+                self.metric = MulticlassAccuracy(num_classes=classes, average="micro")
+            case "multi_label":
+                self.metric = MultilabelF1Score(num_labels=classes)
+            case _:
+                self.metric = MeanAbsoluteError()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds what is random in this step."""
+        torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch.
+
+        Raises:
+            FloatingPointError: If it is not a number.
+        """
+        kind = type(self.preprocessing).__name__
+        x, mask, targets = augmented(*batch, kind=kind, classes=self.classes, **self.augmentation)
+        loss = self.loss(self.network(x, mask), targets, self.label_smoothing)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.global_step}: lower --model.lr, or look for values"
+                " that are no numbers; the last checkpoint is kept"
+            )
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy, binary cross-entropy of labels, or squared error, by the task."""
+        match self.task:
+            case "classification":
+                return losses.classification(outputs, targets, label_smoothing=label_smoothing)
+            case "multi_label":
+                return losses.multi_label(outputs, targets)
+            case _:
+                return F.mse_loss(outputs, targets)
+
+    def evaluation_step(self, batch: Any, stage: str) -> None:
+        """Logs loss and metric of a batch that is not trained on."""
+        x, mask, targets = batch
+        outputs = self.network(x, mask)
+        count = len(targets)
+        self.log(f"{stage}_loss", self.loss(outputs, targets), prog_bar=True, batch_size=count, sync_dist=True)
+        if self.task == "regression":  # in the units of the targets
+            std = torch.tensor(self.preprocessing.target_std, device=outputs.device)
+            outputs, targets = outputs * std, targets * std
+        self.metric(outputs, targets.int() if self.task == "multi_label" else targets)
+        self.log(f"{stage}_{self.metric_name}", self.metric, prog_bar=True, batch_size=count)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and its schedule by steps."""
+        optimizer = make_optimizer(model=self.network, **self.optimizer_settings)
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(self.schedule, step, total, self.warm_up)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+
+def suggest(preprocessing: Preprocessing, network: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes the arguments of a small `PerceiverIO` for data: two cross-attentions, four latent layers, 32 latents.
+
+    Args:
+        preprocessing: That of the data.
+        network: Arguments that are given; they replace what is suggested.
+    """
+    dim = int(network.get("dim", 128))
+    return {
+        "inputs": preprocessing.inputs(dim),
+        "outputs": {"kind": "LearnedQueries", "dim": dim, "num_channels": len(preprocessing.labels)},
+        "num_latent_tokens": 32,
+        "dim": dim,
+        "heads": 4,
+        "layers_indice": [0, 1],
+        "num_latent_transformers_in_layers": [2, 2],
+        "ff_dim_scale": 2,
+        **network,
+    }

@@ -1,0 +1,347 @@
+"""From what a file holds to what a model takes, one class a kind of data; and the description that travels with a model.
+
+A description is a dict ready for JSON, `{"kind": name, **arguments}`; it is saved beside the weights as
+`preprocessing.json`, so that new files are treated as those the model was trained on. Everything here is deterministic:
+what is random in training happens later, in `augment`.
+"""
+
+import io
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perceivers.inputs import ByteTokenizer
+from perceivers.training.files import replacing
+
+PREPROCESSING = "preprocessing.json"  # in the folder of a run and of its model
+Sample = tuple[Any, Tensor | None]  # x and its mask, without an axis of samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(ABC):
+    """Turns one raw record into `(x, mask)`, without an axis of samples.
+
+    Attributes:
+        labels: Names of classes, of labels, or of numbers to predict.
+        task: "classification", "multi_label" or "regression".
+        target_mean: For regression, what was subtracted from each number.
+        target_std: For regression, what each number was divided by.
+    """
+
+    kinds: ClassVar[dict[str, type["Preprocessing"]]] = {}
+    labels: list[str]
+    task: str
+    target_mean: list[float] = field(default_factory=list)
+    target_std: list[float] = field(default_factory=list)
+
+    def __init_subclass__(cls) -> None:
+        Preprocessing.kinds[cls.__name__] = cls
+
+    @abstractmethod
+    def __call__(self, record: Any) -> Sample:
+        """Returns `(x, mask)`, what the model takes without its first axis.
+
+        Raises:
+            ValueError: If the record cannot be read or does not fit; the message names it.
+        """
+
+    @abstractmethod
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Describes an input module for these data, see `perceivers.inputs`; vectors of ids and columns have width `dim`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the description."""
+        return {"kind": type(self).__name__, **asdict(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the description to a file."""
+        with replacing(path) as file:
+            file.write(json.dumps(self.describe(), indent=2).encode() + b"\n")
+
+    @staticmethod
+    def load(path: str | Path) -> "Preprocessing":
+        """Makes what a file that `save` wrote describes.
+
+        Raises:
+            ValueError: If the file is missing or damaged.
+        """
+        try:
+            return Preprocessing.create(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error}): give a folder that perceivers fit wrote") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}): copy it again") from error
+
+    @staticmethod
+    def create(description: Mapping[str, Any]) -> "Preprocessing":
+        """Makes what `describe` described.
+
+        Raises:
+            ValueError: If the kind or an argument is unknown or missing.
+        """
+        kind = Preprocessing.kinds.get(str(description.get("kind")))
+        if kind is None:
+            raise ValueError(f"preprocessing: kind={description.get('kind')!r} is none of {sorted(Preprocessing.kinds)}")
+        arguments = {name: value for name, value in description.items() if name != "kind"}
+        known = {f.name for f in fields(kind)}
+        if unknown := arguments.keys() - known:
+            raise ValueError(f"preprocessing: unknown keys {sorted(unknown)}, no arguments of {kind.__name__}")
+        try:
+            return kind(**arguments)
+        except TypeError as error:
+            raise ValueError(f"preprocessing: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(Preprocessing):
+    """Picture files, resized so that they cover `size`, cut to it in the centre, and scaled to [-1, 1].
+
+    Attributes:
+        size: Height and width, in pixels.
+        channels: 1 for grey, 3 for colour.
+    """
+
+    size: list[int]
+    channels: int = 3
+
+    def __call__(self, record: Any) -> Sample:
+        """Reads a file: a path, its bytes, or a dict with either."""
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        source, name = _source(record)
+        try:
+            with Image.open(source) as picture:
+                picture.load()
+                image = picture.convert("L" if self.channels == 1 else "RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{name} is damaged or no picture ({error}): remove or replace it") from error
+        height, width = self.size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(np.array(image, dtype=np.float32)) / 127.5 - 1
+        return values.reshape(height, width, self.channels).movedim(-1, 0).contiguous(), None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Patches of 2 x 2 pixels, or larger ones that leave at most 32 x 32; every pixel where sizes are odd."""
+        patch = 1 << max(1, math.ceil(math.log2(max(self.size) / 32)))
+        while patch > 1 and any(n % patch for n in self.size):
+            patch //= 2
+        counts = [n // patch for n in self.size]
+        bands = max(2, min(32, max(counts) // 2))
+        return {
+            "kind": "Patches",
+            "data_shape": [self.channels, *self.size],
+            "patch_size": [patch, patch],
+            "num_bands": bands,
+            "resolution": counts,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sounds(Preprocessing):
+    """Sound files, mixed to one channel and resampled; long ones are cut in the centre, short ones padded and masked.
+
+    Attributes:
+        num_samples: Length of what the model hears, in samples.
+        sample_rate: Samples a second, in Hz.
+    """
+
+    num_samples: int
+    sample_rate: int
+
+    def __call__(self, record: Any) -> Sample:
+        """Reads a file: a path, its bytes, or a dict with either."""
+        values, rate = read_sound(record)
+        if rate != self.sample_rate:
+            from scipy.signal import resample_poly
+
+            ratio = Fraction(self.sample_rate, rate)
+            values = resample_poly(values, ratio.numerator, ratio.denominator).astype(np.float32)
+        start = max(0, (len(values) - self.num_samples) // 2)
+        values = values[start : start + self.num_samples]
+        x, mask = torch.zeros(1, self.num_samples), torch.zeros(self.num_samples, dtype=torch.bool)
+        x[0, : len(values)], mask[: len(values)] = torch.from_numpy(values), True
+        return x, mask
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """A mel spectrogram: windows of 32 ms every 16 ms, 64 bands up to half the sample rate, each window one input."""
+        hop = max(1, round(self.sample_rate * 0.016))
+        mels = 64 if self.sample_rate >= 8000 else 32
+        return {
+            "kind": "LogMel",
+            "num_samples": self.num_samples,
+            "sample_rate": self.sample_rate,
+            "num_mels": mels,
+            "fft_length": 2 * hop,
+            "hop_length": hop,
+            "patch_size": [1, mels],
+            "num_bands": 16,
+        }
+
+
+def read_sound(record: Any) -> tuple[np.ndarray, int]:
+    """Returns the samples of a sound file, its channels averaged, and their rate in Hz.
+
+    Raises:
+        ValueError: If it cannot be read, is empty, or has values that are no numbers.
+    """
+    import soundfile
+
+    source, name = _source(record)
+    try:
+        values, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"{name} is damaged or no sound ({error}): remove or replace it") from error
+    values = values.mean(axis=1)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"{name} is empty or holds values that are no numbers: remove or replace it")
+    return values, rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Preprocessing):
+    """Arrays of numbers, `[C, *axes]`, each channel standardised; or vectors, read as series of one channel.
+
+    Attributes:
+        data_shape: Channels and axis lengths of what the model takes.
+        mean: For each channel, what is subtracted.
+        std: For each channel, what the difference is divided by.
+        channels_last: Whether the raw arrays are `[*axes, C]`.
+        channel_axis: Whether the raw arrays have an axis of channels.
+    """
+
+    data_shape: list[int]
+    mean: list[float]
+    std: list[float]
+    channel_axis: bool = True
+    channels_last: bool = False
+
+    def __call__(self, record: Any) -> Sample:
+        """Takes one array."""
+        x = torch.from_numpy(np.array(record, dtype=np.float32))
+        if self.channel_axis:
+            x = x.movedim(-1, 0) if self.channels_last else x
+        else:
+            x = x.unsqueeze(0)
+        if list(x.shape) != self.data_shape:
+            raise ValueError(f"an array has shape {list(x.shape)}, but {self.data_shape} is needed: cut or pad it")
+        if not x.isfinite().all():
+            raise ValueError("an array holds values that are no numbers (NaN or infinity): remove or replace them")
+        per_channel = [-1] + [1] * (x.ndim - 1)
+        mean, std = (torch.tensor(values).reshape(per_channel) for values in (self.mean, self.std))
+        return (x - mean) / std, None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Every element with Fourier features of its position."""
+        axes = self.data_shape[1:]
+        bands = max(1, min(32, max(axes) // 2))
+        resolution = [max(2, n) for n in axes]
+        return {"kind": "Pixels", "data_shape": self.data_shape, "num_bands": bands, "resolution": resolution}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Preprocessing):
+    """Rows of a table: numbers standardised, categories by their names, what is missing or unknown left out.
+
+    Attributes:
+        numeric: Columns of numbers.
+        mean: For each, what is subtracted.
+        std: For each, what the difference is divided by.
+        categorical: Columns of categories, each with its names.
+    """
+
+    numeric: list[str] = field(default_factory=list)
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    categorical: dict[str, list[str]] = field(default_factory=dict)
+
+    def __call__(self, record: Mapping[str, Any]) -> Sample:
+        """Takes one row, a dict of its columns."""
+        if missing := [name for name in [*self.numeric, *self.categorical] if name not in record]:
+            raise ValueError(f"a row has no columns {missing}, only {sorted(record)}: add them, empty where unknown")
+        x = {}
+        if self.numeric:
+            numbers = [_number(name, record[name]) for name in self.numeric]
+            x["numeric"] = (torch.tensor(numbers) - torch.tensor(self.mean)) / torch.tensor(self.std)
+        if self.categorical:
+            ids = [_index(names, record[name]) for name, names in self.categorical.items()]
+            x["categorical"] = torch.tensor(ids, dtype=torch.int64)
+        return x, None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Each column as one input."""
+        categories = [max(1, len(names)) for names in self.categorical.values()]
+        return {"kind": "Tabular", "num_numeric": len(self.numeric), "categories": categories, "dim": dim, "missing": "token"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Preprocessing):
+    """Text as UTF-8 bytes, cut at `max_length`, padded and masked.
+
+    Attributes:
+        max_length: Bytes that the model reads.
+    """
+
+    max_length: int
+
+    def __call__(self, record: Any) -> Sample:
+        """Takes a string, or the path of a text file."""
+        if isinstance(record, Path):
+            try:
+                record = record.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{record} is no UTF-8 text ({error}): remove or convert it") from error
+        if not isinstance(record, str):
+            raise ValueError(f"a text is a {type(record).__name__}, not a string: {record!r}")
+        ids = ByteTokenizer().encode(record)[: self.max_length] or [ByteTokenizer.eos]
+        x = torch.full((self.max_length,), ByteTokenizer.pad)
+        x[: len(ids)] = torch.tensor(ids)
+        return x, x != ByteTokenizer.pad
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Bytes with learned positions."""
+        return {"kind": "TokenIds", "vocab_size": ByteTokenizer.vocab_size, "max_length": self.max_length, "dim": dim}
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Any, Tensor | None]:
+    """Makes a batch of samples."""
+    first, mask = samples[0]
+    xs = [x for x, _ in samples]
+    batch = {name: torch.stack([x[name] for x in xs]) for name in first} if isinstance(first, dict) else torch.stack(xs)
+    return batch, None if mask is None else torch.stack([one for _, one in samples if one is not None])
+
+
+def _source(record: Any) -> tuple[Any, str]:
+    """What a decoder reads, and a name for messages."""
+    if isinstance(record, Mapping):  # as data sets keep undecoded media
+        record, path = (record["path"], None) if record.get("bytes") is None else (record["bytes"], record.get("path"))
+        if isinstance(record, bytes):
+            return io.BytesIO(record), path or "a record"
+    if isinstance(record, bytes):
+        return io.BytesIO(record), "a record"
+    return str(record), str(record)
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None or value == "":
+        return math.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column {name!r} holds {value!r}, which is no number: correct it or leave it empty") from error
+    if math.isinf(number):
+        raise ValueError(f"column {name!r} holds {value!r}: correct it or leave it empty")
+    return number
+
+
+def _index(names: list[str], value: Any) -> int:
+    """The place of a category among its names; -1 where it is missing or new."""
+    return names.index(str(value)) if value is not None and str(value) in names else -1

@@ -1,0 +1,342 @@
+"""`perceivers fit`, `validate` and `test`: a run in a folder, on Lightning's Trainer and command line.
+
+A run's folder holds `run.yaml` (the whole configuration), `last.ckpt` and `best.ckpt` (to go on from, and the best so far),
+`metrics.csv`, `curves.png`, `tensorboard/`, and the model in this library's format with `preprocessing.json`. A
+configuration names classes that are imported: it is code, use only your own.
+"""
+
+import csv
+import logging
+import math
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from perceivers.training.checkpoint import AtomicCheckpointIO
+from perceivers.training.data import PathData
+from perceivers.training.files import replacing
+from perceivers.training.module import METRICS, Training
+from perceivers.training.preprocessing import PREPROCESSING
+
+CONFIG, LAST, BEST = "run.yaml", "last.ckpt", "best.ckpt"
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 2000, 10, 200  # what is trained where nothing is said
+
+
+class Command(LightningCLI):
+    """Parses a run: what lies at PATH, the model and Lightning's Trainer."""
+
+    def __init__(self, args: ArgsType) -> None:
+        with warnings.catch_warnings():  # of arguments that come from elsewhere than the command line
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            self._parse(args)
+
+    def _parse(self, args: ArgsType) -> None:
+        super().__init__(
+            Training,
+            PathData,
+            args=args,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "perceivers fit", "description": __doc__},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what Lightning does not have, and takes the preprocessing from the data."""
+        parser.add_argument("--output", type=str | None, default=None, help="folder of the run (default: runs/NAME-1, 2, ...)")
+        parser.add_argument("--every", type=int | None, default=None, help="steps between checkpoints (default: 200)")
+        parser.add_argument("--ema", type=float | None, default=None, help="decay of an average of the weights, such as 0.999")
+        parser.link_arguments("data.description", "model.preprocessing", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the Trainer, with the number of epochs and what a run keeps."""
+        config, batches = self.config, len(self.datamodule.train_dataloader())
+        if config.trainer.max_epochs is None and config.trainer.max_steps == -1 and config.trainer.max_time is None:
+            config.trainer.max_epochs = self.config_init["trainer"]["max_epochs"] = min(
+                MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / batches))
+            )
+        if config.trainer.gradient_clip_val is None:
+            config.trainer.gradient_clip_val = self.config_init["trainer"]["gradient_clip_val"] = 1.0
+        folder = Path(config.output)
+        metric = METRICS[self.datamodule.preprocessing.task]
+        every = min(config.every or 200, max(1, batches - 1))
+        checkpoint: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
+        best: dict[str, Any] = {"monitor": f"val_{metric}", "mode": "min" if metric == "mae" else "max"}
+        ours: dict[str, Any] = {
+            "callbacks": [
+                History(folder),
+                *([EMAWeightAveraging(decay=config.ema)] if config.ema else []),
+                Interrupt(folder),
+                ModelCheckpoint(**checkpoint, filename=BEST.removesuffix(".ckpt"), **best),
+                MidEpochCheckpoint(**checkpoint, filename=LAST.removesuffix(".ckpt"), every_n_train_steps=every),
+                ModelCheckpoint(
+                    **checkpoint, filename=LAST.removesuffix(".ckpt"), every_n_epochs=1, save_on_train_epoch_end=True
+                ),
+            ],
+            "logger": TensorBoardLogger(folder, name="tensorboard", version=""),
+            "plugins": AtomicCheckpointIO(),
+            "default_root_dir": folder,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": min(config.trainer.log_every_n_steps or 20, batches),
+        }
+        for name in ("callbacks", "plugins"):
+            given = self.config_init["trainer"][name]
+            ours[name] = [*([] if given is None else given if isinstance(given, list) else [given]), *_as_list(ours[name])]
+        return super().instantiate_trainer(**{**ours, **kwargs})
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+class MidEpochCheckpoint(ModelCheckpoint):
+    """Saves every few steps, but not at the last of an epoch: after it comes the validation, which must not be missed."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        pass
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        pass
+
+
+class Interrupt(Callback):
+    """Ctrl-C ends a run after the step at hand, with a checkpoint; a second one at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nending after this step; once more to end at once", file=sys.stderr)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        if self.asked and not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+            trainer.save_checkpoint(self.folder / LAST)
+            raise KeyboardInterrupt
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        if hasattr(self, "before"):
+            signal.signal(signal.SIGINT, self.before)
+
+
+class History(Callback):
+    """Writes `metrics.csv`, a row an epoch; one that a resumed run comes to again is replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds a row."""
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {name: f"{float(value):.6g}" for name, value in sorted(trainer.callback_metrics.items())}
+        rows = [old for old in read_metrics(self.path) if int(old["step"]) < trainer.global_step] + [row]
+        with replacing(self.path) as file:
+            names = list(dict.fromkeys(name for one in rows for name in one))
+            lines = [",".join(names), *(",".join(str(one.get(name, "")) for name in names) for one in rows)]
+            file.write(("\n".join(lines) + "\n").encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of `metrics.csv`; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def draw_curves(folder: Path) -> None:
+    """Draws the losses and the metric of `metrics.csv` by step, into `curves.png`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(folder / "metrics.csv")
+    if not rows:
+        return
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, wanted in zip(figure.subplots(1, 2), (("train_loss", "val_loss"), METRICS.values()), strict=True):
+        for name in rows[0]:
+            if name in wanted or name.removeprefix("val_") in wanted:
+                points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+                axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.set_xlabel("step")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    with replacing(folder / "curves.png") as file:
+        figure.savefig(file, dpi=120)
+
+
+def export(module: Training, folder: Path) -> None:
+    """Saves the model with the best weights so far, or the last where none was validated yet, in this library's format."""
+    checkpoint = AtomicCheckpointIO().load_checkpoint(folder / BEST if (folder / BEST).exists() else folder / LAST)
+    prefix = "network."
+    state = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    module.network.load_state_dict(state)
+    module.network.to("cpu").eval().save_pretrained(folder)
+
+
+def _quietly() -> None:
+    """Turns off what Lightning says of itself, of devices that are not there, and of what is meant so here."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    messages = ("Checkpoint directory", ".*does not have many workers", ".*isinstance.treespec, LeafSpec", "The number of tra")
+    for message in messages:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def fit(arguments: list[str]) -> int:
+    """Runs `perceivers fit`; returns the exit status.
+
+    Args:
+        arguments: PATH, or `--resume FOLDER`; then options.
+    """
+    path, resume, rest = _positional(arguments)
+    if path is None and resume is None and not {"--help", "-h", "--print_config"} & set(rest) and "--config" not in rest:
+        raise ValueError("PATH is missing: perceivers fit PATH, or perceivers fit --resume FOLDER")
+    if resume is not None:
+        if not (resume / LAST).exists():
+            raise ValueError(
+                f"--resume {resume}: there is no {LAST} in it, it was stopped before its first checkpoint: begin anew"
+            )
+        rest = ["--config", str(resume / CONFIG), *rest]
+    elif path is not None:
+        rest = [f"--data.path={path}", *rest]
+    if not any(one.split("=")[0] == "--output" for one in rest) and resume is None:
+        rest.append(f"--output={_new_folder(path or 'run')}")
+    _quietly()
+    command = Command(rest)
+    module, data, trainer = command.model, command.datamodule, command.trainer
+    folder = Path(command.config.output)
+    if resume is None and (folder / LAST).exists():
+        raise ValueError(f"--output {folder}: a run is there already: go on with --resume {folder}, or give another folder")
+    again = f"perceivers fit --resume {folder}"
+    if trainer.is_global_zero:
+        command.config.model.network = module.network.config
+        data.preprocessing.save(folder / PREPROCESSING)
+        command.config.data.preprocessing = str(folder / PREPROCESSING)
+        with replacing(folder / CONFIG) as file:
+            file.write(command.parser.dump(command.config, skip_none=False).encode())
+        print("\n".join(_choices(module, data, trainer, folder)), flush=True)
+    status, stopped = 0, ""
+    try:
+        trainer.fit(module, data, ckpt_path=None if resume is None else str(resume / LAST))
+    except (KeyboardInterrupt, SystemExit):
+        status, stopped = 130, "interrupted"
+    if trainer.is_global_zero and (folder / LAST).exists():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second of work that is not to be torn
+        try:
+            draw_curves(folder)
+            export(module, folder)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        print(f"\n{stopped or 'done'}: the model is in {folder}{_last_line(folder)}")
+        print(f"use it:  perceivers predict {folder} FILES...")
+        print(f"go on:   {again}" + ("" if status else f" --trainer.max_epochs {2 * (trainer.max_epochs or 1)}"))
+    return status
+
+
+def evaluate(arguments: list[str], stage: str) -> int:
+    """Runs `perceivers validate FOLDER [PATH]` or `test`; returns the exit status."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"FOLDER is missing: perceivers {stage} FOLDER [PATH], with the folder of a run")
+    folder, rest = Path(arguments[0]), arguments[1:]
+    if not (folder / CONFIG).exists() or not (folder / "model.safetensors").exists():
+        raise ValueError(f"FOLDER {folder}: there is no {CONFIG} and model.safetensors in it: give the folder of a run")
+    if rest and not rest[0].startswith("-"):
+        rest = [f"--data.path={rest[0]}", *rest[1:]]
+    _quietly()
+    command = Command(["--config", str(folder / CONFIG), "--trainer.logger=false", *rest])
+    network = type(command.model.network).from_pretrained(folder)
+    command.model.network.load_state_dict(network.state_dict())
+    run = command.trainer.validate if stage == "validate" else command.trainer.test
+    if stage == "test" and "test" not in command.datamodule.found.splits:
+        print("there are no samples to test: these are those to validate")
+    run(command.model, command.datamodule, verbose=True)
+    return 0
+
+
+def _positional(arguments: list[str]) -> tuple[str | None, Path | None, list[str]]:
+    """Takes PATH and `--resume FOLDER` out of the arguments."""
+    rest, resume = list(arguments), None
+    for i, one in enumerate(rest):
+        if one == "--resume" or one.startswith("--resume="):
+            if one == "--resume" and i + 1 == len(rest):
+                raise ValueError("--resume: FOLDER is missing: give the folder of a run")
+            resume = Path(one.partition("=")[2] or rest.pop(i + 1))
+            del rest[i]
+            break
+    path = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if path is not None and resume is not None:
+        raise ValueError(f"PATH {path} beside --resume {resume}: a resumed run knows its path: leave PATH out")
+    return path, resume, rest
+
+
+def _new_folder(path: str) -> Path:
+    """The first of runs/NAME-1, 2, ... that is free; the processes of one run agree on it."""
+    chosen = os.environ.get("PERCEIVERS_RUN")
+    if chosen is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("--output is missing: with several processes, give the folder of the run")
+        name = Path(path.removeprefix("hub:")).stem or "run"
+        number = 1
+        while (Path("runs") / f"{name}-{number}").exists():
+            number += 1
+        chosen = os.environ["PERCEIVERS_RUN"] = str(Path("runs") / f"{name}-{number}")
+    return Path(chosen)
+
+
+def _choices(module: Training, data: PathData, trainer: Trainer, folder: Path) -> list[str]:
+    """What was chosen, and how to change it."""
+    network = module.network
+    size = sum(parameter.numel() for parameter in network.parameters())
+    inputs = network.config["inputs"]
+    train, validation = len(data.rows["train"]), len(data.rows["validation"])
+    given = "" if "validation" in data.found.splits else "  [--data.validation, --data.seed]"
+    return [
+        *data.found.facts,
+        f"train on {train:,}, validate on {validation:,}{given}",
+        f"model: PerceiverIO of {size:,} parameters, {inputs['kind']} inputs, {network.config['num_latent_tokens']} latents"
+        f" of width {network.config['dim']}  [--model.network.dim, .num_latent_tokens, ...]",
+        f"{trainer.max_epochs} epochs of {len(data.train_dataloader())} batches of {data.batch_size}"
+        "  [--trainer.max_epochs, --data.batch_size]",
+        f"{module.optimizer_settings['name']}, learning rate {module.optimizer_settings['lr']:g}, {module.schedule}"
+        "  [--model.optimizer, --model.lr, --model.schedule]",
+        f"folder: {folder}  [--output]; everything that was chosen: {folder / CONFIG}; all options: perceivers fit --help",
+    ]
+
+
+def _last_line(folder: Path) -> str:
+    rows = read_metrics(folder / "metrics.csv")
+    if not rows:
+        return ""
+    metric = next((name for name in rows[0] if name.removeprefix("val_") in METRICS.values()), None)
+    if metric is None:
+        return ""
+    best = (min if metric == "val_mae" else max)(float(row[metric]) for row in rows)
+    return f", {metric} {best:.4g}"

@@ -1,0 +1,86 @@
+"""Small data sets for the tests, written to files as a user has them: real digits, tables and texts; made-up tones."""
+
+import csv
+import wave
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_diabetes, load_digits, load_wine
+
+TINY = [
+    "--trainer.max_epochs=2",
+    "--model.network.dim=16",
+    "--model.network.heads=2",
+    "--model.network.num_latent_tokens=4",
+    "--model.network.num_latent_transformers_in_layers=[1,1]",
+    "--trainer.enable_progress_bar=false",
+]
+
+
+def pictures(folder: Path, count: int = 160) -> Path:
+    """Class folders of the digits 0 and 1, 8 x 8."""
+    digits = load_digits(n_class=2)
+    for i in range(count):
+        place = folder / str(digits.target[i])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).save(place / f"{i}.png")
+    return folder
+
+
+def arrays(path: Path, count: int = 240) -> Path:
+    """The digits 0 to 9 as an .npz file."""
+    digits = load_digits()
+    np.savez(path, x=digits.images[:count].astype(np.uint8), y=digits.target[:count])
+    return path
+
+
+def sounds(folder: Path, count: int = 24) -> Path:
+    """Class folders of decaying tones, low and high, 0.1 to 0.2 seconds at 8 kHz, with noise."""
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        name, pitch = (("low", 220), ("high", 880))[i % 2]
+        time = np.arange(int(8000 * generator.uniform(0.1, 0.2))) / 8000
+        tone = np.sin(2 * np.pi * pitch * generator.uniform(0.9, 1.1) * time) * np.exp(-8 * time)
+        values = (tone + 0.02 * generator.standard_normal(len(time))).clip(-1, 1) * 30_000
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with wave.open(str(folder / name / f"{i}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(values.astype("<i2").tobytes())
+    return folder
+
+
+def wines(path: Path) -> Path:
+    """A table of wines, of three growers whose names are the column "class"; one value is missing."""
+    wine = load_wine()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *wine.feature_names, "colour"])
+        for row, target in zip(wine.data, wine.target, strict=True):
+            writer.writerow([wine.target_names[target], *row, "deep" if row[9] > 5 else "pale"])
+    return path
+
+
+def diabetes(path: Path) -> Path:
+    """A table whose last column, progression, is a number."""
+    data = load_diabetes()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*data.feature_names, "progression"])
+        writer.writerows([*row, float(target)] for row, target in zip(data.data, data.target, strict=True))
+    return path
+
+
+def texts(folder: Path, count: int = 30) -> Path:
+    """Class folders of text: lines of this library's code, and of its documentation strings."""
+    import inspect
+
+    import perceivers.perceiver_io as module
+
+    code = [line for line in inspect.getsource(module).splitlines() if "self." in line]
+    prose = [line for line in (module.PerceiverIO.__doc__ or "").splitlines() if len(line.split()) > 6]
+    for name, lines in (("code", code), ("prose", prose)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i, line in enumerate(lines[:count]):
+            (folder / name / f"{i}.txt").write_text(line.strip(), encoding="utf-8")
+    return folder
