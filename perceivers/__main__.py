@@ -20,6 +20,7 @@ TRAINING = {
     ),
     "test": ("perceivers.training.run", "evaluate", ("test",), "the same on its test samples"),
     "predict": ("perceivers.training.use", "predict", (), "what a trained model says of new files"),
+    "data": ("perceivers.training.sets", "main", (), "download well-known data sets"),
     "explain": ("perceivers.training.use", "explain", (), "where a trained model looks, as pictures"),
 }
 

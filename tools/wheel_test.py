@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
         away = temporary / "away"
         shutil.copytree(ROOT / "tests", away / "tests", ignore=hidden)
         shutil.copy(ROOT / "pyproject.toml", away)
-        required = [name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name not in ("", "peers", "training")]
+        required = [
+            name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name not in ("", "peers", "training")
+        ]
         environment = {**os.environ, "PERCEIVERS_REQUIRE": ",".join(required)}
         command = [python, "-m", "pytest", "-q", "-m", "not checkout and not slow", *arguments]
         return subprocess.run(command, cwd=away, env=environment).returncode

@@ -48,7 +48,10 @@ def augmented(
         The same three; targets as probabilities `[B, classes]` where classes were mixed.
     """
     if kind == "Pictures" and one_of("pictures", pictures, PICTURES) != "none":
-        x = _changes(pictures)((x + 1) / 2).clamp(0, 1) * 2 - 1
+        channels = x.shape[1]
+        x = (x + 1) / 2
+        x = _changes(pictures)(x.expand(-1, 3, -1, -1) if channels == 1 else x).clamp(0, 1) * 2 - 1  # kornia's need colours
+        x = x.mean(1, keepdim=True) if channels == 1 else x
     if kind == "Sounds" and mask is not None:
         mask = _without_spans(mask, an_int("time_spans", time_spans, 0))
     mixed = isinstance(x, Tensor) and x.is_floating_point() and mask is None

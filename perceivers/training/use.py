@@ -179,21 +179,21 @@ def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: A
     if isinstance(x, Tensor) and x.ndim == 4:
         picture = x[0, :3].movedim(0, -1).cpu()
         low, high = picture.min(), picture.max()
-        panels[0].imshow(((picture - low) / (high - low).clamp_min(1e-6)).squeeze(-1), cmap="gray")
+        panels[0].imshow(((picture - low) / (high - low).clamp_min(1e-6)).squeeze(-1).numpy(), cmap="gray")
         for panel, (title, one) in zip(panels[1:], shown, strict=True):
-            panel.imshow(one.reshape(axes), cmap="magma")
+            panel.imshow(one.reshape(axes).numpy(), cmap="magma")
             panel.set_title(title, fontsize=8)
         for panel in panels:
             panel.axis("off")
     else:
         columns = [*getattr(preprocessing, "numeric", []), *getattr(preprocessing, "categorical", {})]
         if isinstance(x, Tensor):
-            panels[0].plot(x[0].reshape(-1, x.shape[-1])[0].float().cpu(), linewidth=0.6)
+            panels[0].plot(x[0].reshape(-1, x.shape[-1])[0].float().cpu().numpy(), linewidth=0.6)
         else:
             panels[0].axis("off")
             panels[0].text(0, 1, "\n".join(f"{c}: {record[c]}" for c in columns[:20]), va="top", fontsize=6)
         for panel, (title, one) in zip(panels[1:], shown, strict=True):
-            panel.bar(range(len(one)), one, width=1.0)
+            panel.bar(range(len(one)), one.numpy(), width=1.0)
             if columns:
                 panel.set_xticks(range(len(columns)), columns, rotation=90, fontsize=5)
             panel.set_title(title, fontsize=8)

@@ -1,0 +1,67 @@
+"""Every command line of docs/training.md, in its order, as a user types it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning", reason="the training extra is not installed")
+import training_material as material
+from perceivers.__main__ import main
+from training_material import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "training.md"
+pytestmark = [pytest.mark.checkout, pytest.mark.filterwarnings("default")]
+
+# What is run elsewhere, or cannot be run here.
+ELSEWHERE = {
+    "pip install 'perceivers[train]'": "make test installs the extra",
+    "perceivers fit digits --trainer.devices 2 --trainer.strategy ddp": "test_processes.py",
+    "perceivers data prepare mnist": "test_sets.py, with a small archive",
+    "torchrun": "test_processes.py starts two processes as it does; the page says what was not tested",
+    "srun": "the page says so",
+}
+SMALL = [option for option in TINY if "epochs" not in option and "dim" not in option]
+
+
+def blocks(language):
+    text = PAGE.read_text() if PAGE.exists() else ""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_every_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    material.pictures(Path("digits"))
+    material.sounds(Path("tones"))
+    material.texts(Path("texts"))
+    material.wines(Path("wines.csv"))
+    material.diabetes(Path("diabetes.csv"))
+    material.arrays(Path("digits.npz"))
+    ran = []
+    for line in "".join(blocks("bash")).splitlines():
+        words = shlex.split(line, comments=True)
+        if shlex.join(words) in {shlex.join(shlex.split(one)) for one in ELSEWHERE} or words[0] in ELSEWHERE:
+            continue
+        assert words[0] == "perceivers", line
+        monkeypatch.delenv("PERCEIVERS_RUN", raising=False)
+        if words[-1] == "--help":
+            with pytest.raises(SystemExit) as ended:
+                main(words[1:])
+            assert ended.value.code == 0
+            assert "--model.network" in capsys.readouterr().out
+            continue
+        new = words[1] == "fit" and "--resume" not in words
+        width = [] if "--model.network.dim" in words else ["--model.network.dim=16"]
+        extra = [*SMALL, *width, "--trainer.max_epochs=1"] if new else []
+        if words[1] == "fit" and "--model.network.num_latent_tokens" in words:
+            extra = [option for option in extra if "num_latent_tokens" not in option]
+        assert main([*words[1:], *extra]) == 0, line
+        ran.append(words[1])
+    assert set(ran) >= {"fit", "predict", "explain", "validate", "test", "data"}
+    assert len(ran) > 12
+    for code in blocks("python"):
+        names = {}
+        exec(code, names)
+        assert names["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)
