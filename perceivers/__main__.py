@@ -12,6 +12,7 @@ from perceivers import __version__
 # What each command runs, imported only then: module, function, arguments before the user's.
 TRAINING = {
     "fit": ("perceivers.training.run", "fit", (), "train on what lies at PATH; --resume FOLDER goes on"),
+    "pretrain": ("perceivers.training.run", "fit", ("pretrain",), "learn without labels what `fit --from FOLDER` begins with"),
     "validate": (
         "perceivers.training.run",
         "evaluate",

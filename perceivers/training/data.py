@@ -5,6 +5,7 @@ counting started. So a resumed run needs to know only how many batches it has tr
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class PathData(LightningDataModule):
     Args:
         path: A folder, a file, or `hub:NAME`.
         target: Column of a table that is to be predicted, or several, with commas between.
-        task: "classification", "multi_label" or "regression"; `None` for the rules.
+        task: "classification", "multi_label", "regression" or "pretraining"; `None` for the rules.
         batch_size: Samples of a step, over all processes; `None` for 64, or fewer where there are few samples.
         validation: Share of the training samples that is split off where no validation samples are given: a random one of
             each class.
@@ -125,6 +126,7 @@ class PathData(LightningDataModule):
         image_size: Side that pictures are resized to, in pixels; `None` for their most frequent one, at most 64.
         seconds: Length of sound that the model hears; `None` for that of the longest of a sample of files, at most 10.
         max_length: Bytes of text that the model reads; `None` for the longest of a sample, at most 1024.
+        like: The same file of a pretrained model, whose sizes are taken; `None` to choose them.
         preprocessing: File with what was chosen for another run, `preprocessing.json`; `None` to choose.
     """
 
@@ -141,6 +143,7 @@ class PathData(LightningDataModule):
         image_size: int | None = None,
         seconds: float | None = None,
         max_length: int | None = None,
+        like: str | None = None,
         preprocessing: str | None = None,
     ) -> None:
         super().__init__()
@@ -157,7 +160,8 @@ class PathData(LightningDataModule):
         if preprocessing is not None:
             self.preprocessing = Preprocessing.load(preprocessing)
         else:
-            self.preprocessing = choose(self.found, self.rows["train"], **sizes)
+            given = None if like is None else Preprocessing.load(like)
+            self.preprocessing = choose(self.found, self.rows["train"], like=given, **sizes)
         if self.preprocessing.labels != self.found.labels:
             raise ValueError(
                 f"path={path!r} has {self.found.labels[:5]}, but {preprocessing} says {self.preprocessing.labels[:5]}: give"
@@ -236,9 +240,19 @@ def split_rows(found: Recognised, validation: float, seed: int) -> dict[str, np.
 
 
 def choose(
-    found: Recognised, rows: np.ndarray, *, image_size: int | None, seconds: float | None, max_length: int | None
+    found: Recognised,
+    rows: np.ndarray,
+    *,
+    image_size: int | None,
+    seconds: float | None,
+    max_length: int | None,
+    like: Preprocessing | None = None,
 ) -> Preprocessing:
-    """Chooses the preprocessing for samples to train on, from at most 1,000 of them evenly spread."""
+    """Chooses the preprocessing for samples to train on, from at most 1,000 of them evenly spread; or as another, `like`.
+
+    Raises:
+        ValueError: If records cannot be read, or `like` is of another kind.
+    """
     split = found.splits["train"]
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), LOOKED_AT)).astype(np.int64)]
     common: dict[str, Any] = {"labels": found.labels, "task": found.task}
@@ -247,6 +261,10 @@ def choose(
         if not np.isfinite(values).all():
             raise ValueError(f"target {found.labels}: values that are no numbers: remove these rows")
         common |= {"target_mean": values.mean(0).tolist(), "target_std": [std or 1.0 for std in values.std(0).tolist()]}
+    if like is not None:
+        if type(like).__name__ != found.kind:
+            raise ValueError(f"PATH has {found.kind.lower()}, but the pretrained model reads {type(like).__name__.lower()}")
+        return replace(like, **common)
     records = (split.records[int(row)] for row in some)
     match found.kind:
         case "Pictures":

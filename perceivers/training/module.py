@@ -16,21 +16,84 @@ from perceivers._checks import a_probability, one_of
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.augment import augmented
 from perceivers.training.data import seed_of
-from perceivers.training.optim import learning_rate_factor, make_optimizer
+from perceivers.training.optim import SCHEDULES, learning_rate_factor, make_optimizer
 from perceivers.training.preprocessing import Preprocessing
 
-METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae"}
+METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae", "pretraining": "loss"}
+# What of a pretrained model is not taken over.
+NEW = ("outputs", *(f"decoder_{name}" for name in ("heads", "qk_channels", "v_channels", "query_residual", "ff_dim")))
 
 
-class Training(LightningModule):
+class Trained(LightningModule):
+    """What fitting and pretraining share: optimiser, schedule, and steps whose random draws are functions of their number.
+
+    All that is random in a step is drawn from generators seeded by the run's seed, the epoch, the batch and the process: so a
+    resumed run draws what one never stopped draws.
+    """
+
+    network: PerceiverIO
+    metric_name: str
+
+    def __init__(
+        self,
+        preprocessing: Mapping[str, Any] | None,
+        optimizer: str,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        schedule: str,
+        warm_up: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if preprocessing is None:
+            raise ValueError("preprocessing is missing: give that of PathData, or use perceivers fit PATH")
+        self.preprocessing = Preprocessing.create(preprocessing)
+        self.optimizer_settings = {"name": optimizer, "lr": lr, "betas": betas, "weight_decay": weight_decay}
+        self.schedule = one_of("schedule", schedule, SCHEDULES)
+        self.warm_up, self.seed = a_probability("warm_up", warm_up), seed
+        torch.manual_seed(seed_of(seed))
+
+    def set_network(self, network: PerceiverIO) -> None:
+        """Takes the model, and says now whether a setting of its optimiser is wrong."""
+        self.network = network
+        make_optimizer(model=network, **self.optimizer_settings)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds what is random in this step."""
+        torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def checked(self, loss: Tensor) -> Tensor:
+        """Logs and returns the loss of a batch to train on.
+
+        Raises:
+            FloatingPointError: If it is not a number.
+        """
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.global_step}: lower --model.lr, or look for values"
+                " that are no numbers; the last checkpoint is kept"
+            )
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and its schedule by steps."""
+        optimizer = make_optimizer(model=self.network, **self.optimizer_settings)
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(self.schedule, step, total, self.warm_up)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+
+class Training(Trained):
     """A `PerceiverIO` in training.
-
-    All that is random in a step, dropout and augmentation, is drawn from generators seeded by the run's seed, the epoch, the
-    batch and the process: so a resumed run draws what one never stopped draws.
 
     Args:
         network: Arguments of `PerceiverIO`; what is not given is chosen for the data, see `suggest`.
         preprocessing: The description of the data, see `perceivers.training.preprocessing`.
+        start: Folder of a pretrained model whose inputs and encoder are begun with, see `Pretraining`; `None` for none.
         optimizer: "adamw" or "lamb".
         lr: Highest learning rate.
         betas: Decay of the optimiser's averages of gradients and of their squares.
@@ -54,6 +117,7 @@ class Training(LightningModule):
         network: dict[str, Any] | None = None,
         *,
         preprocessing: dict[str, Any] | None = None,
+        start: str | None = None,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -68,18 +132,15 @@ class Training(LightningModule):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if preprocessing is None:
-            raise ValueError("preprocessing is missing: give that of PathData, or use perceivers fit PATH")
-        self.preprocessing = Preprocessing.create(preprocessing)
-        one_of("schedule", schedule, ("cosine", "flat_cosine", "steps", "constant"))
-        a_probability("warm_up", warm_up)
-        self.optimizer_settings = {"name": optimizer, "lr": lr, "betas": betas, "weight_decay": weight_decay}
-        self.schedule, self.warm_up, self.label_smoothing, self.seed = schedule, warm_up, label_smoothing, seed
+        super().__init__(preprocessing, optimizer, lr, betas, weight_decay, schedule, warm_up, seed)
+        self.label_smoothing = label_smoothing
         self.augmentation = {"pictures": pictures, "time_spans": time_spans, "mixup": mixup, "cutmix": cutmix}
-        torch.manual_seed(seed_of(seed))
-        self.network = PerceiverIO(**suggest(self.preprocessing, network or {}))
-        make_optimizer(model=self.network, **self.optimizer_settings)  # so that a wrong setting is said now
+        pretrained = None if start is None else PerceiverIO.from_pretrained(start)
+        given = {} if pretrained is None else {key: value for key, value in pretrained.config.items() if key not in NEW}
+        self.set_network(PerceiverIO(**suggest(self.preprocessing, {**given, **(network or {})})))
+        if pretrained is not None:
+            self.network.inputs.load_state_dict(pretrained.inputs.state_dict())
+            self.network.encoder.load_state_dict(pretrained.encoder.state_dict())
         if compile:
             self.network.compile()
         self.task, classes = self.preprocessing.task, len(self.preprocessing.labels)
@@ -94,26 +155,12 @@ class Training(LightningModule):
             case _:
                 self.metric = MeanAbsoluteError()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seeds what is random in this step."""
-        torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank))
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Returns the loss of a batch.
-
-        Raises:
-            FloatingPointError: If it is not a number.
-        """
+        """Returns the loss of a batch."""
         kind = type(self.preprocessing).__name__
         x, mask, targets = augmented(*batch, kind=kind, classes=self.classes, **self.augmentation)
         loss = self.loss(self.network(x, mask), targets, self.label_smoothing)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step}: lower --model.lr, or look for values"
-                " that are no numbers; the last checkpoint is kept"
-            )
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+        return self.checked(loss)
 
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy, binary cross-entropy of labels, or squared error, by the task."""
@@ -144,15 +191,6 @@ class Training(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """See `evaluation_step`."""
         self.evaluation_step(batch, "test")
-
-    def configure_optimizers(self) -> Any:
-        """The optimiser, and its schedule by steps."""
-        optimizer = make_optimizer(model=self.network, **self.optimizer_settings)
-        total = int(self.trainer.estimated_stepping_batches)
-        factor = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(self.schedule, step, total, self.warm_up)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
 
 def suggest(preprocessing: Preprocessing, network: Mapping[str, Any]) -> dict[str, Any]:

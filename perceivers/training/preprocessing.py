@@ -32,7 +32,7 @@ class Preprocessing(ABC):
 
     Attributes:
         labels: Names of classes, of labels, or of numbers to predict.
-        task: "classification", "multi_label" or "regression".
+        task: "classification", "multi_label", "regression", or "pretraining", which has no labels.
         target_mean: For regression, what was subtracted from each number.
         target_std: For regression, what each number was divided by.
     """
@@ -53,6 +53,10 @@ class Preprocessing(ABC):
         Raises:
             ValueError: If the record cannot be read or does not fit; the message names it.
         """
+
+    @abstractmethod
+    def example(self) -> Sample:
+        """Returns what a record becomes, filled with zeros."""
 
     @abstractmethod
     def inputs(self, dim: int) -> dict[str, Any]:
@@ -129,6 +133,10 @@ class Pictures(Preprocessing):
         values = torch.from_numpy(np.array(image, dtype=np.float32)) / 127.5 - 1
         return values.reshape(height, width, self.channels).movedim(-1, 0).contiguous(), None
 
+    def example(self) -> Sample:
+        """Zeros."""
+        return torch.zeros(self.channels, *self.size), None
+
     def inputs(self, dim: int) -> dict[str, Any]:
         """Patches of 2 x 2 pixels, or larger ones that leave at most 32 x 32; every pixel where sizes are odd."""
         patch = 1 << max(1, math.ceil(math.log2(max(self.size) / 32)))
@@ -170,6 +178,10 @@ class Sounds(Preprocessing):
         x, mask = torch.zeros(1, self.num_samples), torch.zeros(self.num_samples, dtype=torch.bool)
         x[0, : len(values)], mask[: len(values)] = torch.from_numpy(values), True
         return x, mask
+
+    def example(self) -> Sample:
+        """Zeros."""
+        return torch.zeros(1, self.num_samples), torch.ones(self.num_samples, dtype=torch.bool)
 
     def inputs(self, dim: int) -> dict[str, Any]:
         """A mel spectrogram: windows of 32 ms every 16 ms, 64 bands up to half the sample rate, each window one input."""
@@ -239,6 +251,10 @@ class Arrays(Preprocessing):
         mean, std = (torch.tensor(values).reshape(per_channel) for values in (self.mean, self.std))
         return (x - mean) / std, None
 
+    def example(self) -> Sample:
+        """Zeros."""
+        return torch.zeros(self.data_shape), None
+
     def inputs(self, dim: int) -> dict[str, Any]:
         """Every element with Fourier features of its position."""
         axes = self.data_shape[1:]
@@ -276,6 +292,15 @@ class Table(Preprocessing):
             x["categorical"] = torch.tensor(ids, dtype=torch.int64)
         return x, None
 
+    def example(self) -> Sample:
+        """Zeros."""
+        x = {}
+        if self.numeric:
+            x["numeric"] = torch.zeros(len(self.numeric))
+        if self.categorical:
+            x["categorical"] = torch.zeros(len(self.categorical), dtype=torch.int64)
+        return x, None
+
     def inputs(self, dim: int) -> dict[str, Any]:
         """Each column as one input."""
         categories = [max(1, len(names)) for names in self.categorical.values()]
@@ -305,6 +330,11 @@ class Text(Preprocessing):
         x = torch.full((self.max_length,), ByteTokenizer.pad)
         x[: len(ids)] = torch.tensor(ids)
         return x, x != ByteTokenizer.pad
+
+    def example(self) -> Sample:
+        """Zeros."""
+        x = torch.full((self.max_length,), ByteTokenizer.eos)
+        return x, torch.ones_like(x, dtype=torch.bool)
 
     def inputs(self, dim: int) -> dict[str, Any]:
         """Bytes with learned positions."""

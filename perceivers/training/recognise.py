@@ -31,6 +31,8 @@ TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", 
 TARGETS = ("label", "target", "class", "y")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLITS["test"] = "test"
+PRETRAINING = "pretraining"
+PIECE = 256  # characters of a file of text that is pretrained on
 FEW = 20  # whole numbers with more values than this are no classes
 
 
@@ -67,7 +69,8 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
     Args:
         path: A folder, a file, or `hub:NAME`.
         target: Column of a table that is to be predicted, or several, with commas between.
-        task: "classification", "multi_label" or "regression" where the rules choose wrongly; `None` for the rules.
+        task: "classification", "multi_label" or "regression" where the rules choose wrongly; "pretraining" for data that need
+            no targets; `None` for the rules.
 
     Raises:
         ValueError: If nothing is there, nothing is recognised, or targets are missing; the message says what to change.
@@ -90,6 +93,10 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
                 raise ValueError(f"PATH {path}: {error}") from error
         if place.suffix in TABLES:
             return _from_datasets(read_table(place), target, task)
+        if place.suffix == ".txt" and task == PRETRAINING:
+            text = place.read_text(encoding="utf-8")
+            pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+            return _checked("Text", {"train": Split(pieces, None)}, task, [], f"pieces of {path}")
         raise ValueError(f"PATH {path}: {place.suffix or 'a file without a suffix'} is none of .npz, {', '.join(TABLES)}")
     if (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
         return _from_datasets(load_from_disk(str(place)), target, task)
@@ -97,7 +104,7 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
         names = ("x", "y", "x_train", "y_train", "x_validation", "y_validation", "x_test", "y_test")
         found = {name: place / f"{name}.npy" for name in names if (place / f"{name}.npy").exists()}
         return _from_arrays({name: np.load(file, mmap_mode="r") for name, file in found.items()}, path, task)
-    return _from_folders(place)
+    return _from_folders(place, task)
 
 
 def _prepared(path: str) -> str:
@@ -119,7 +126,7 @@ def read_table(path: Path) -> Any:
         raise ValueError(f"PATH {path}: it cannot be read as a table: {error.__cause__ or error}") from error
 
 
-def _from_folders(place: Path) -> Recognised:
+def _from_folders(place: Path, task: str | None) -> Recognised:
     tops = {SPLITS[folder.name]: folder for folder in sorted(place.iterdir()) if folder.is_dir() and folder.name in SPLITS}
     folders = tops if "train" in tops else {"train": place}
     seen = Counter(file.suffix.lower() for file in folders["train"].rglob("*") if file.is_file())
@@ -128,6 +135,10 @@ def _from_folders(place: Path) -> Recognised:
     if not counts[kind]:
         shown = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in seen.most_common(5)) or "nothing"
         raise ValueError(f"PATH {place}: no pictures, sounds or .txt files in it, only {shown}; see perceivers fit --help")
+    if task == PRETRAINING:
+        suffixes = MEDIA[kind]
+        found = {n: sorted(one for one in top.rglob("*") if one.suffix.lower() in suffixes) for n, top in folders.items()}
+        return _checked(kind, {name: Split(files, None) for name, files in found.items()}, PRETRAINING, [], str(place))
     labels = sorted(
         folder.name for folder in folders["train"].iterdir() if folder.is_dir() and not folder.name.startswith(".")
     )
@@ -154,7 +165,7 @@ def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognis
         raise ValueError(f"PATH: the data set has the parts {sorted(map(str, found))}, but no 'train'")
     features = parts["train"].features
     media = [name for name, feature in features.items() if isinstance(feature, Image | Audio)]
-    names = _target_columns(features, target, media)
+    names = _target_columns(features, target, media, task)
     columns = [name for name in features if name not in names]
     kind, column = "Table", None
     if media:
@@ -164,6 +175,9 @@ def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognis
         parts = {name: part.cast_column(column, decoder) for name, part in parts.items()}
     elif "text" in columns:
         kind, column = "Text", "text"
+    if task == PRETRAINING:
+        splits = {name: Split(_Column(part, column, columns), None) for name, part in parts.items()}
+        return _checked(kind, splits, PRETRAINING, [], "columns " + ", ".join(columns))
     raw = {name: [part[:][key] for key in names] for name, part in ((n, p.select_columns(names)) for n, p in parts.items())}
     for name, values in raw.items():
         for key, column_values in zip(names, values, strict=True):
@@ -181,9 +195,11 @@ def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognis
     return _checked(kind, splits, task, labels, "target " + ", ".join(names))
 
 
-def _target_columns(features: Mapping[str, Any], target: str | None, media: list[str]) -> list[str]:
+def _target_columns(features: Mapping[str, Any], target: str | None, media: list[str], task: str | None) -> list[str]:
     if target is None:
         others = [name for name in features if name not in media]
+        if task == PRETRAINING:  # the last column is as good as any, but a target by its name is left out
+            return [name for name in others if name.lower() in TARGETS]
         if not others:
             raise ValueError("PATH: there are no classes: put the files into a folder for each class")
         return [next((name for name in others if name.lower() in TARGETS), others[-1])]
@@ -222,26 +238,34 @@ def _targets(names: list[str], raw: Mapping[str, list[list[Any]]], task: str | N
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], path: str, task: str | None) -> Recognised:
     names = ("x_train", "y_train") if "x_train" in arrays else ("x", "y")
-    if missing := [name for name in names if name not in arrays]:
+    needed = names[:1] if task == PRETRAINING else names
+    if missing := [name for name in needed if name not in arrays]:
         raise ValueError(f"PATH {path}: it has {sorted(arrays)}, but no {missing}: save x [n, ...] and y [n]")
     pairs = {"train": names, "validation": ("x_validation", "y_validation"), "test": ("x_test", "y_test")}
-    splits, wide = {}, {}
+    splits: dict[str, np.ndarray] = {}
+    wide: dict[str, list[list[Any]]] = {}
     for name, (x, y) in pairs.items():
-        if x not in arrays or y not in arrays:
+        if x not in arrays or (y not in arrays and task != PRETRAINING):
             continue
-        if arrays[x].ndim < 2 or arrays[y].ndim not in (1, 2) or len(arrays[x]) != len(arrays[y]):
+        if arrays[x].ndim < 2 or not (np.issubdtype(arrays[x].dtype, np.number) or arrays[x].dtype == bool):
             raise ValueError(
-                f"PATH {path}: {x} has shape {list(arrays[x].shape)}, {y} {list(arrays[y].shape)}, but [n, ...] and [n] or"
-                " [n, k] are needed"
+                f"PATH {path}: {x} holds {arrays[x].dtype} of shape {list(arrays[x].shape)}, not numbers [n, ...]"
             )
-        if not (np.issubdtype(arrays[x].dtype, np.number) or arrays[x].dtype == bool):
-            raise ValueError(f"PATH {path}: {x} holds {arrays[x].dtype}, which are no numbers")
-        wide[name] = arrays[y].reshape(len(arrays[y]), -1).T.tolist()
         splits[name] = arrays[x]
-    columns = ["y"] if len(wide["train"]) == 1 else [f"y{i}" for i in range(len(wide["train"]))]
-    task, labels, targets = _targets(columns, wide, task)
+        if task != PRETRAINING:
+            if arrays[y].ndim not in (1, 2) or len(arrays[x]) != len(arrays[y]):
+                raise ValueError(
+                    f"PATH {path}: {x} has shape {list(arrays[x].shape)}, {y} {list(arrays[y].shape)}, but [n, ...] and [n] or"
+                    " [n, k] are needed"
+                )
+            wide[name] = arrays[y].reshape(len(arrays[y]), -1).T.tolist()
+    labels: list[str] = []
+    targets: Mapping[str, Any] = dict.fromkeys(splits)
+    if task != PRETRAINING:
+        columns = ["y"] if len(wide["train"]) == 1 else [f"y{i}" for i in range(len(wide["train"]))]
+        task, labels, targets = _targets(columns, wide, task)
     kind = "Table" if splits["train"].ndim == 2 and splits["train"].shape[1] <= 256 else "Arrays"
-    records = {name: Rows(x) if kind == "Table" else x for name, x in splits.items()}
+    records: Mapping[str, Any] = {name: Rows(x) if kind == "Table" else x for name, x in splits.items()}
     shape = list(splits["train"].shape[1:])
     return _checked(kind, {n: Split(records[n], targets[n]) for n in records}, task, labels, f"arrays of shape {shape}")
 
@@ -253,6 +277,8 @@ def _checked(kind: str, splits: Mapping[str, Split], task: str, labels: list[str
         if not len(split.records):
             raise ValueError(f"PATH: {name} is empty: add files or rows, or remove it")
     sizes = ", ".join(f"{len(split.records):,} {name}" for name, split in splits.items())
+    if task == PRETRAINING:
+        return Recognised(kind, splits, task, labels, [f"{kind.lower()} ({what}): {sizes}"])
     shown = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
     name = {"classification": "classes", "multi_label": "labels", "regression": "numbers"}[task]
     facts = [f"{kind.lower()} ({what}): {sizes}", f"{task.replace('_', ' ')} into {len(labels)} {name}: {shown}"]

@@ -23,8 +23,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from perceivers.training.checkpoint import AtomicCheckpointIO
 from perceivers.training.data import PathData
 from perceivers.training.files import replacing
-from perceivers.training.module import METRICS, Training
+from perceivers.training.module import METRICS, Trained, Training
 from perceivers.training.preprocessing import PREPROCESSING
+from perceivers.training.pretrain import Pretraining
 
 CONFIG, LAST, BEST = "run.yaml", "last.ckpt", "best.ckpt"
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 2000, 10, 200  # what is trained where nothing is said
@@ -33,21 +34,25 @@ STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 2000, 10, 200  # what is trained where nothi
 class Command(LightningCLI):
     """Parses a run: what lies at PATH, the model and Lightning's Trainer."""
 
-    def __init__(self, args: ArgsType) -> None:
+    def __init__(self, args: ArgsType, module: type[Trained] = Training) -> None:
+        self.trained = module
         with warnings.catch_warnings():  # of arguments that come from elsewhere than the command line
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             self._parse(args)
 
     def _parse(self, args: ArgsType) -> None:
         super().__init__(
-            Training,
+            self.trained,
             PathData,
             args=args,
             run=False,
             save_config_callback=None,
             seed_everything_default=False,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "perceivers fit", "description": __doc__},
+            parser_kwargs={
+                "prog": "perceivers fit" if self.trained is Training else "perceivers pretrain",
+                "description": __doc__,
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -70,7 +75,7 @@ class Command(LightningCLI):
         metric = METRICS[self.datamodule.preprocessing.task]
         every = min(config.every or 200, max(1, batches - 1))
         checkpoint: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
-        best: dict[str, Any] = {"monitor": f"val_{metric}", "mode": "min" if metric == "mae" else "max"}
+        best: dict[str, Any] = {"monitor": f"val_{metric}", "mode": "min" if metric in ("mae", "loss") else "max"}
         ours: dict[str, Any] = {
             "callbacks": [
                 History(folder),
@@ -179,13 +184,14 @@ def draw_curves(folder: Path) -> None:
     rows = read_metrics(folder / "metrics.csv")
     if not rows:
         return
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    metrics = [name for name in rows[0] if name.startswith("val_") and name != "val_loss"]
+    panels = [[name for name in ("train_loss", "val_loss") if name in rows[0]], *([metrics] if metrics else [])]
+    figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, wanted in zip(figure.subplots(1, 2), (("train_loss", "val_loss"), METRICS.values()), strict=True):
-        for name in rows[0]:
-            if name in wanted or name.removeprefix("val_") in wanted:
-                points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-                axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set_xlabel("step")
         axes.legend()
         axes.grid(alpha=0.3)
@@ -193,7 +199,7 @@ def draw_curves(folder: Path) -> None:
         figure.savefig(file, dpi=120)
 
 
-def export(module: Training, folder: Path) -> None:
+def export(module: Trained, folder: Path) -> None:
     """Saves the model with the best weights so far, or the last where none was validated yet, in this library's format."""
     checkpoint = AtomicCheckpointIO().load_checkpoint(folder / BEST if (folder / BEST).exists() else folder / LAST)
     prefix = "network."
@@ -210,15 +216,18 @@ def _quietly() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def fit(arguments: list[str]) -> int:
-    """Runs `perceivers fit`; returns the exit status.
+def fit(arguments: list[str], command_name: str = "fit") -> int:
+    """Runs `perceivers fit` or `pretrain`; returns the exit status.
 
     Args:
-        arguments: PATH, or `--resume FOLDER`; then options.
+        arguments: PATH, or `--resume FOLDER`; then options, of which `--from FOLDER` begins with a pretrained model.
+        command_name: "fit" or "pretrain".
     """
-    path, resume, rest = _positional(arguments)
+    pretrain = command_name == "pretrain"
+    path, folders, rest = _positional(arguments)
+    resume, start = folders["--resume"], folders["--from"]
     if path is None and resume is None and not {"--help", "-h", "--print_config"} & set(rest) and "--config" not in rest:
-        raise ValueError("PATH is missing: perceivers fit PATH, or perceivers fit --resume FOLDER")
+        raise ValueError(f"PATH is missing: perceivers {command_name} PATH, or perceivers {command_name} --resume FOLDER")
     if resume is not None:
         if not (resume / LAST).exists():
             raise ValueError(
@@ -226,20 +235,26 @@ def fit(arguments: list[str]) -> int:
             )
         rest = ["--config", str(resume / CONFIG), *rest]
     elif path is not None:
-        rest = [f"--data.path={path}", *rest]
+        rest = [f"--data.path={path}", *(["--data.task=pretraining"] if pretrain else []), *rest]
+    if start is not None:
+        if pretrain:
+            raise ValueError(f"--from {start}: pretraining begins anew: perceivers pretrain --resume {start} goes on")
+        rest += [f"--model.start={start}", f"--data.like={start / PREPROCESSING}"]
     if not any(one.split("=")[0] == "--output" for one in rest) and resume is None:
         rest.append(f"--output={_new_folder(path or 'run')}")
     _quietly()
-    command = Command(rest)
+    command = Command(rest, Pretraining if pretrain else Training)
     module, data, trainer = command.model, command.datamodule, command.trainer
     folder = Path(command.config.output)
     if resume is None and (folder / LAST).exists():
         raise ValueError(f"--output {folder}: a run is there already: go on with --resume {folder}, or give another folder")
-    again = f"perceivers fit --resume {folder}"
+    again = f"perceivers {command_name} --resume {folder}"
     if trainer.is_global_zero:
         command.config.model.network = module.network.config
         data.preprocessing.save(folder / PREPROCESSING)
         command.config.data.preprocessing = str(folder / PREPROCESSING)
+        if not pretrain:
+            command.config.model.start = None  # from here on its weights are those of the run
         with replacing(folder / CONFIG) as file:
             file.write(command.parser.dump(command.config, skip_none=False).encode())
         print("\n".join(_choices(module, data, trainer, folder)), flush=True)
@@ -256,7 +271,7 @@ def fit(arguments: list[str]) -> int:
         finally:
             signal.signal(signal.SIGINT, before)
         print(f"\n{stopped or 'done'}: the model is in {folder}{_last_line(folder)}")
-        print(f"use it:  perceivers predict {folder} FILES...")
+        print(f"use it:  perceivers {f'fit PATH --from {folder}' if pretrain else f'predict {folder} FILES...'}")
         print(f"go on:   {again}" + ("" if status else f" --trainer.max_epochs {2 * (trainer.max_epochs or 1)}"))
     return status
 
@@ -281,20 +296,22 @@ def evaluate(arguments: list[str], stage: str) -> int:
     return 0
 
 
-def _positional(arguments: list[str]) -> tuple[str | None, Path | None, list[str]]:
-    """Takes PATH and `--resume FOLDER` out of the arguments."""
-    rest, resume = list(arguments), None
-    for i, one in enumerate(rest):
-        if one == "--resume" or one.startswith("--resume="):
-            if one == "--resume" and i + 1 == len(rest):
-                raise ValueError("--resume: FOLDER is missing: give the folder of a run")
-            resume = Path(one.partition("=")[2] or rest.pop(i + 1))
-            del rest[i]
-            break
+def _positional(arguments: list[str]) -> tuple[str | None, dict[str, Path | None], list[str]]:
+    """Takes PATH, `--resume FOLDER` and `--from FOLDER` out of the arguments."""
+    rest = list(arguments)
+    folders: dict[str, Path | None] = {"--resume": None, "--from": None}
+    for name in folders:
+        for i, one in enumerate(rest):
+            if one == name or one.startswith(f"{name}="):
+                if one == name and i + 1 == len(rest):
+                    raise ValueError(f"{name}: FOLDER is missing: give the folder of a run")
+                folders[name] = Path(one.partition("=")[2] or rest.pop(i + 1))
+                del rest[i]
+                break
     path = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    if path is not None and resume is not None:
-        raise ValueError(f"PATH {path} beside --resume {resume}: a resumed run knows its path: leave PATH out")
-    return path, resume, rest
+    if folders["--resume"] is not None and (path is not None or folders["--from"] is not None):
+        raise ValueError(f"--resume {folders['--resume']}: a resumed run knows its path and its weights: leave the others out")
+    return path, folders, rest
 
 
 def _new_folder(path: str) -> Path:
@@ -311,7 +328,7 @@ def _new_folder(path: str) -> Path:
     return Path(chosen)
 
 
-def _choices(module: Training, data: PathData, trainer: Trainer, folder: Path) -> list[str]:
+def _choices(module: Trained, data: PathData, trainer: Trainer, folder: Path) -> list[str]:
     """What was chosen, and how to change it."""
     network = module.network
     size = sum(parameter.numel() for parameter in network.parameters())
@@ -335,8 +352,6 @@ def _last_line(folder: Path) -> str:
     rows = read_metrics(folder / "metrics.csv")
     if not rows:
         return ""
-    metric = next((name for name in rows[0] if name.removeprefix("val_") in METRICS.values()), None)
-    if metric is None:
-        return ""
-    best = (min if metric == "val_mae" else max)(float(row[metric]) for row in rows)
+    metric = next((n for n in rows[0] if n.startswith("val_") and n != "val_loss"), "val_loss")
+    best = (min if metric in ("val_mae", "val_loss") else max)(float(row[metric]) for row in rows)
     return f", {metric} {best:.4g}"

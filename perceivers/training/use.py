@@ -26,9 +26,11 @@ def load(folder: str | Path) -> tuple[PerceiverIO, Preprocessing]:
     """Loads what `perceivers fit` left in a folder: the model, in evaluation mode, and its preprocessing.
 
     Raises:
-        ValueError: If a file is missing or damaged.
+        ValueError: If a file is missing or damaged, or the model was only pretrained.
     """
     preprocessing = Preprocessing.load(Path(folder) / PREPROCESSING)
+    if preprocessing.task == "pretraining":
+        raise ValueError(f"MODEL {folder} was pretrained and knows no labels yet: perceivers fit PATH --from {folder}")
     return PerceiverIO.from_pretrained(folder), preprocessing
 
 

@@ -45,17 +45,17 @@ def test_every_line(tmp_path, monkeypatch, capsys):
         if shlex.join(words) in {shlex.join(shlex.split(one)) for one in ELSEWHERE} or words[0] in ELSEWHERE:
             continue
         assert words[0] == "perceivers", line
-        monkeypatch.delenv("PERCEIVERS_RUN", raising=False)
+        monkeypatch.delenv("PERCEIVERS_RUN", raising=False)  # each line is a process of its own
         if words[-1] == "--help":
             with pytest.raises(SystemExit) as ended:
                 main(words[1:])
             assert ended.value.code == 0
             assert "--model.network" in capsys.readouterr().out
             continue
-        new = words[1] == "fit" and "--resume" not in words
+        new = words[1] in ("fit", "pretrain") and "--resume" not in words
         width = [] if "--model.network.dim" in words else ["--model.network.dim=16"]
         extra = [*SMALL, *width, "--trainer.max_epochs=1"] if new else []
-        if words[1] == "fit" and "--model.network.num_latent_tokens" in words:
+        if new and "--model.network.num_latent_tokens" in words:
             extra = [option for option in extra if "num_latent_tokens" not in option]
         assert main([*words[1:], *extra]) == 0, line
         ran.append(words[1])

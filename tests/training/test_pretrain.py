@@ -1,0 +1,189 @@
+"""Masked self-pretraining: what is hidden is not seen, costs nothing, and is learned; fitting begins with what was learned."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("lightning", reason="the training extra is not installed")
+import training_material as material
+from perceivers.__main__ import main
+from perceivers.training.data import PathData, batch_of
+from perceivers.training.pretrain import Pretraining, hide
+from training_material import TINY
+
+pytestmark = [pytest.mark.filterwarnings("default")]
+
+MADE = {
+    "pictures": lambda: material.pictures(Path("digits")),
+    "sounds": lambda: material.sounds(Path("tones")),
+    "arrays": lambda: material.arrays(Path("digits.npz")),
+    "table": lambda: material.wines(Path("wines.csv")),
+    "texts": lambda: material.texts(Path("texts")),
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PERCEIVERS_RUN", raising=False)
+
+
+def losses(run):
+    with (Path(run) / "metrics.csv").open(newline="") as file:
+        return [float(row["val_loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_pretrain_then_fit(kind, capsys):
+    path = str(MADE[kind]())
+    arguments = [*TINY, "--trainer.max_epochs=6", "--data.batch_size=16", "--model.lr=0.005"]
+    assert main(["pretrain", path, "--output=pre", *arguments]) == 0
+    assert "--from pre" in capsys.readouterr().out
+    assert min(losses("pre")[1:]) < losses("pre")[0]
+    assert main(["predict", "pre", path]) == 2
+    assert "perceivers fit PATH --from pre" in capsys.readouterr().err
+    assert main(["fit", path, "--from", "pre", "--output=run", *TINY, "--trainer.max_epochs=1", "--model.lr=0"]) == 0
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in ("pre", "run"))
+    taken = [name for name in after if name.startswith(("inputs.", "encoder."))]
+    assert len(taken) > 20
+    for name in taken:  # a learning rate of zero leaves what was begun with
+        assert torch.equal(before[name], after[name]), name
+    assert main(["predict", "run", path]) == 0
+    assert main(["fit", "--resume", "run", "--trainer.max_epochs=2"]) == 0
+
+
+def model_and_batch(kind, **settings):
+    data = PathData(str(MADE[kind]()), task="pretraining")
+    network = {"dim": 16, "heads": 2, "num_latent_tokens": 4, "num_latent_transformers_in_layers": [1, 1]}
+    torch.manual_seed(0)
+    model = Pretraining(network, preprocessing=data.description, **settings)
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    examples = data.examples("train")
+    return model, batch_of([examples[i] for i in range(6)])
+
+
+# Of sound, windows overlap: what is hidden is hidden as a piece of the spectrum.
+@pytest.mark.parametrize("kind", sorted({*MADE} - {"sounds"}))
+def test_what_is_hidden_is_not_seen(kind, monkeypatch):
+    """Results do not change where what is hidden changes, and do where it is not."""
+    model, (x, mask, _) = model_and_batch(kind)
+    seen = []
+    right = model._compare
+    monkeypatch.setattr(model, "_compare", lambda said, *rest: seen.append((said, rest[-1])) or right(said, *rest))
+    model.loss((x, mask, None), 3)
+    (group,) = model.network.inputs(x, mask)
+    known = torch.ones(len(group.content), group.num_inputs, dtype=torch.bool) if mask is None else group.mask.flatten(1)
+    if isinstance(x, dict):
+        known = torch.cat([~x["numeric"].isnan(), x["categorical"] != -1], dim=1)
+    visible = hide(known, model.hidden, 3)[2]
+    hidden = known & ~visible
+
+    def changed(where):  # of pieces of a waveform or a picture, what they are made of
+        if isinstance(x, dict):
+            split = x["numeric"].shape[1]
+            numeric = torch.where(where[:, :split], x["numeric"] + 1, x["numeric"])
+            return {**x, "numeric": numeric}
+        if not x.is_floating_point():
+            return torch.where(where, (x + 1).clamp(max=261), x)
+        axes = group.content.shape[2:]
+        scale = [n // m for n, m in zip(x.shape[2:], axes, strict=True)]
+        spread = where.unflatten(1, axes)
+        for axis, factor in enumerate(scale):
+            spread = spread.repeat_interleave(factor, dim=axis + 1)
+        return torch.where(spread.unsqueeze(1), x + 1, x)
+
+    model.loss((changed(hidden), mask, None), 3)
+    model.loss((changed(visible), mask, None), 3)
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert not torch.allclose(seen[0][0], seen[2][0])
+
+
+def test_cost_falls_with_what_is_hidden(monkeypatch):
+    read = []
+    for share in (0.25, 0.75):
+        model, batch = model_and_batch("pictures", hidden=share)
+        right = model.network.encoder.forward
+        monkeypatch.setattr(model.network.encoder, "forward", lambda tokens, right=right: read.append(tokens) or right(tokens))
+        model.loss(batch, 0)
+    sizes = [tokens[0].num_inputs for tokens in read]
+    assert sizes == [12, 4]  # of 16 pieces of 2 x 2 pixels
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
+def test_hide(share):
+    known = torch.rand(50, 20, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.05, 1, 50).unsqueeze(1)
+    rows, asked, visible = hide(known, share, seed=1)
+    hidden = torch.zeros_like(known).scatter(1, rows, asked)
+    assert torch.equal(hidden | visible, known)
+    assert not (hidden & visible).any()
+    some = known.any(1)
+    assert visible[some].any(1).all()  # something is always seen
+    assert hidden[known.sum(1) > 1].any(1).all()  # and something asked for
+    assert all(torch.equal(a, b) for a, b in zip((rows, asked, visible), hide(known, share, seed=1), strict=True))
+    assert not torch.equal(visible, hide(known, share, seed=2)[2])
+
+
+def test_missing_values_are_not_asked_for():
+    model, (x, mask, _) = model_and_batch("table")
+    x["numeric"][:, :4] = float("nan")
+    x["categorical"][:, 0] = -1
+    assert torch.isfinite(model.loss((x, mask, None), 0))
+    _, asked, visible = hide(torch.cat([~x["numeric"].isnan(), x["categorical"] != -1], 1), model.hidden, 0)
+    assert not visible[:, :4].any()
+    assert asked.sum(1).max() < x["numeric"].shape[1]
+
+
+def test_resumed_pretraining_ends_with_the_same_weights(monkeypatch):
+    material.pictures(Path("digits"))
+    options = [*TINY, "--every=2"]
+    assert main(["pretrain", "digits", "--output=whole", *options]) == 0
+    right, steps = Pretraining.training_step, iter(range(100))
+
+    class Killed(BaseException):
+        pass
+
+    def training_step(self, batch, batch_idx):
+        if next(steps) == 5:
+            raise Killed
+        return right(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "training_step", training_step)
+        with pytest.raises(Killed):
+            main(["pretrain", "digits", "--output=run", *options])
+    assert main(["pretrain", "--resume", "run"]) == 0
+    assert Path("whole/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()
+
+
+def test_data_without_labels(capsys):
+    digits = material.pictures(Path("digits"))
+    for i, file in enumerate(sorted(digits.rglob("*.png"))):
+        file.rename(f"digits/{i}.png")
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((40, 2, 24)))
+    Path("plays.txt").write_text("To be, or not to be, that is the question. " * 200)
+    for path in ("digits", "x.npz", "plays.txt"):
+        assert main(["pretrain", path, f"--output=run-{path}", *TINY, "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", "x.npz", "--output=run"]) == 2
+    assert "no ['y']" in capsys.readouterr().err
+
+
+def test_wrong_use(capsys):
+    material.pictures(Path("digits"))
+    material.arrays(Path("digits.npz"))
+    assert main(["pretrain", "digits", "--output=pre", *TINY, "--trainer.max_epochs=1"]) == 0
+    cases = [
+        (["fit", "digits.npz", "--from", "pre", "--output=run"], "the pretrained model reads pictures"),
+        (["fit", "digits", "--from", "nowhere", "--output=run"], "nowhere"),
+        (["pretrain", "digits", "--from", "pre"], "--resume pre goes on"),
+        (["pretrain", "digits", "--output=other", "--model.hidden=1"], "hidden=1"),
+        (["pretrain"], "perceivers pretrain PATH"),
+        (["fit", "digits", "--resume", "pre"], "leave the others out"),
+    ]
+    for arguments, message in cases:
+        assert main(arguments) == 2, arguments
+        assert message in capsys.readouterr().err
