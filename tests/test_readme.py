@@ -30,7 +30,7 @@ TESTED = {
     "perceivers fit photos": "tests/training/test_documented.py runs such lines",
     "perceivers predict runs/photos-1 new.jpg": "the same",
     "perceivers explain runs/photos-1 new.jpg": "the same",
-    "perceivers pretrain photos": "the same",
+    "perceivers pretrain photos --output learned": "the same",
     "perceivers fit --resume runs/photos-1": "the same",
 }
 

@@ -63,6 +63,9 @@ def _gomp() -> int | None:
     except OSError:
         return None
     paths = {line.split(maxsplit=5)[5] for line in lines if "libgomp" in line}
+    if len(paths) > 1:  # other packages, such as scikit-learn, bring one of their own
+        ours = Path(torch.__file__).parent
+        paths = {path for path in paths if Path(path).is_relative_to(ours) or Path(path).parent.name == "torch.libs"}
     if len(paths) != 1:  # none, or nobody knows which of them PyTorch uses
         return None
     return ctypes.cast(ctypes.CDLL(paths.pop()).GOMP_parallel, ctypes.c_void_p).value

@@ -5,6 +5,8 @@ The common tests ask for all gradients; here, only parameters have gradients, wh
 
 import ctypes
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -125,6 +127,14 @@ def test_team_is_found():
     torch.randn(300, 300) @ torch.randn(300, 300)
     if REQUIRED:
         assert native._team() is not None
+
+
+def test_team_is_found_beside_that_of_another_package():
+    sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    code = "import sklearn.svm; from perceivers.ops.cross_attention import native; print(native._team() is not None)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    if REQUIRED:
+        assert found.strip() == "True", sklearn.__file__
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
