@@ -13,15 +13,17 @@ _EXPORTS = {
     "PerceiverBlock": "perceivers.perceiver",
     "PerceiverIO": "perceivers.perceiver_io",
     "create_model": "perceivers.factory",
+    "from_pretrained": "perceivers.checkpoints.sources",
     "list_models": "perceivers.factory",
 }
 
 if TYPE_CHECKING:
+    from perceivers.checkpoints.sources import from_pretrained
     from perceivers.factory import create_model, list_models
     from perceivers.perceiver import Perceiver, PerceiverBlock
     from perceivers.perceiver_io import PerceiverIO
 
-__all__ = ["Perceiver", "PerceiverBlock", "PerceiverIO", "__version__", "create_model", "list_models"]
+__all__ = ["Perceiver", "PerceiverBlock", "PerceiverIO", "__version__", "create_model", "from_pretrained", "list_models"]
 
 
 def __getattr__(name: str) -> Any:

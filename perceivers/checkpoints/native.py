@@ -135,7 +135,7 @@ class Pretrained(
             raise ValueError(f"{weights} is damaged or no safetensors file ({error}): copy or download it again") from error
         with torch.device("meta"):
             model = cls(**{**arguments, **overrides})
-        _fill(model, state, weights)
+        fill(model, state, weights)
         model.model_name = name
         return model.eval()
 
@@ -162,7 +162,7 @@ def _read_config(cls: type, path: str) -> tuple[str | None, dict[str, Any]]:
     return name, config
 
 
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
+def fill(model: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
     """Gives a model without storage the tensors of a file, if they are exactly the ones it needs."""
     wanted = model.state_dict()
     problems = [f"{key} is missing" for key in sorted(wanted.keys() - state.keys())]

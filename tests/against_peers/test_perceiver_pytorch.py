@@ -7,60 +7,19 @@ in another order.
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from accuracy import assert_varies, draw_parameters
-from perceivers import Perceiver
+from perceivers import from_pretrained
 
 pytestmark = pytest.mark.peer("perceiver_pytorch")
 BANDS, RESOLUTION = 5, 10.0
 
 
-def columns(channels: int, axes: int) -> list[int]:
-    """For each of our columns of an encoded input, theirs: they put sin, cos, x of each axis, we x, sin, cos."""
-    order, width = list(range(channels)), 2 * BANDS + 1
-    for a in range(axes):
-        start = channels + a * width
-        order += [start + width - 1, *range(start, start + width - 1)]
-    return order
-
-
-@torch.no_grad()
-def copy_weights(theirs, ours: Perceiver, order: list[int]) -> None:
-    """Gives ours the weights of theirs; biases that they lack become zero."""
-
-    def attention(source, target, order):
-        k, v = source.fn.to_kv.weight.chunk(2)
-        target.to_q.weight.copy_(source.fn.to_q.weight)
-        target.to_k.weight.copy_(k[:, order])
-        target.to_v.weight.copy_(v[:, order])
-        for linear in (target.to_q, target.to_k, target.to_v):
-            linear.bias.zero_()
-        target.to_out.load_state_dict(source.fn.to_out.state_dict())
-
-    def feed_forward(source, target):
-        target.feed_forward_norm.load_state_dict(source.norm.state_dict())
-        target.feed_forward.linear_in.load_state_dict(source.fn.net[0].state_dict())
-        target.feed_forward.linear_out.load_state_dict(source.fn.net[2].state_dict())
-
-    ours.encoder.latents.copy_(theirs.latents)
-    for layer, (cross, stack) in zip(theirs.layers, ours.encoder.layers(), strict=True):
-        attention(layer.cross_attn, cross.attention, order)
-        cross.attention_norm.load_state_dict(layer.cross_attn.norm.state_dict())
-        cross.attention.inputs_norm.weight.copy_(layer.cross_attn.norm_context.weight[order])
-        cross.attention.inputs_norm.bias.copy_(layer.cross_attn.norm_context.bias[order])
-        feed_forward(layer.cross_ff, cross)
-        for (self_attention, self_ff), transformer in zip(layer.self_attns, stack, strict=True):
-            attention(self_attention, transformer.attention, slice(None))
-            transformer.attention_norm.load_state_dict(self_attention.norm.state_dict())
-            feed_forward(self_ff, transformer)
-    ours.norm.load_state_dict(theirs.to_logits[1].state_dict())
-    ours.head.load_state_dict(theirs.to_logits[2].state_dict())
-
-
 @pytest.mark.parametrize("axes", [(17,), (6, 9), (3, 4, 5)], ids=str)
 @pytest.mark.parametrize(("tied", "layers"), [(False, [0, 1, 2]), (True, [0, 1, 1])])
 @pytest.mark.parametrize("masked", [False, True])
-def test_logits_and_gradients(peer, axes, tied, layers, masked):
+def test_logits_and_gradients(peer, axes, tied, layers, masked, tmp_path):
     theirs = peer.Perceiver(
         num_freq_bands=BANDS,
         depth=3,
@@ -78,24 +37,17 @@ def test_logits_and_gradients(peer, axes, tied, layers, masked):
         self_per_cross_attn=2,
     ).double()
     draw_parameters(theirs)
-    ours = Perceiver(
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    ours = from_pretrained(
+        tmp_path / "theirs.pt",
+        max_freq=RESOLUTION,
+        input_channels=2,
+        input_axis=len(axes),
         data_shape=[2, *axes],
-        num_latent_tokens=7,
-        dim=12,
         cross_heads=2,
-        heads=3,
-        cross_head_dim=5,
-        head_dim=4,
-        layers_indice=layers,
-        num_latent_transformers_in_layers=[2] * len(set(layers)),
-        num_bands=BANDS,
-        resolution=RESOLUTION,
-        frequency_base=None,
-        num_classes=6,
-        final_norm=True,
-        activation="geglu",
-    ).double()
-    copy_weights(theirs, ours, columns(2, len(axes)))
+        latent_heads=3,
+    )
+    assert ours.config["layers_indice"] == layers
     x = torch.randn(3, 2, *axes, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(3, *axes) > 0.4 if masked else None
     our_logits, their_logits = ours(x, mask), theirs(x.movedim(1, -1), mask=mask)
@@ -114,3 +66,65 @@ def test_logits_and_gradients(peer, axes, tied, layers, masked):
     their_grads = torch.autograd.grad(their_logits, [theirs for _, theirs in pairs], cotangent)
     for our_grad, their_grad in zip(our_grads, their_grads, strict=True):
         torch.testing.assert_close(our_grad, their_grad, rtol=1e-8, atol=1e-10)
+
+
+@pytest.fixture
+def saved(peer, tmp_path):
+    """A model, its file, and what is to be said of it."""
+    model = peer.Perceiver(
+        num_freq_bands=3,
+        depth=3,
+        max_freq=8.0,
+        num_latents=4,
+        latent_dim=8,
+        latent_heads=2,
+        cross_dim_head=4,
+        latent_dim_head=4,
+        num_classes=3,
+        weight_tie_layers=True,
+    )
+    draw_parameters(model)
+    path = tmp_path / "theirs.pt"
+    torch.save(model.state_dict(), path)
+    return model, path, {"max_freq": 8.0, "latent_heads": 2}
+
+
+@pytest.mark.parametrize("form", ["state_dict", "model", "safetensors"])
+def test_forms_of_files(saved, form, tmp_path):
+    model, _, arguments = saved
+    path = tmp_path / ("other.safetensors" if form == "safetensors" else "other.ckpt")
+    if form == "safetensors":
+        save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, path)
+    else:
+        torch.save({form: model.state_dict(), "epoch": 3}, path)
+    x = torch.randn(2, 3, 7, 5)
+    torch.testing.assert_close(from_pretrained(path, **arguments)(x), model(x.movedim(1, -1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_freq": None}, "max_freq is missing"),
+        ({"input_axis": 3}, "input_axis=3"),
+        ({"num_freq_bands": 9}, "num_freq_bands=9"),
+        ({"latent_heads": 3}, "latent_heads=3"),
+        ({"cross_heads": 0}, "cross_heads=0"),
+    ],
+    ids=str,
+)
+def test_what_is_not_told_must_fit(saved, change, message):
+    _, path, arguments = saved
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(path, **{**arguments, **change})
+
+
+def test_unknown_arguments_and_tensors(saved):
+    model, path, arguments = saved
+    with pytest.raises(TypeError, match="depth"):
+        from_pretrained(path, depth=2, **arguments)
+    state = model.state_dict()
+    missing = {name: tensor for name, tensor in state.items() if name != "layers.0.cross_ff.norm.weight"}
+    for changed, message in ((missing, "is missing"), ({**state, "more": torch.zeros(3)}, "have no place")):
+        torch.save(changed, path)
+        with pytest.raises(ValueError, match=message):
+            from_pretrained(path, **arguments)

@@ -1,94 +1,33 @@
-"""`PerceiverIO` against the seven published heads of transformers, with the same random weights, at reduced sizes.
+"""The seven published heads of transformers, saved by its own code and loaded here, at reduced sizes.
 
-Both are given every parameter at random. In float32 they agree to 1e-5 of the largest number; in float64, where the peer is
+Every parameter is drawn at random. In float32 they agree to 1e-5 of the largest number; in float64, where the peer is
 given float64 position tables (it builds them in float32), to 1e-10.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from accuracy import assert_varies, draw_parameters
-from perceivers import PerceiverIO
+from perceivers import PerceiverIO, from_pretrained
 from perceivers.inputs.flow import neighbourhoods
 
 pytestmark = pytest.mark.peer("transformers")
 
-# Ours: theirs, of one attention layer. Only cross-attentions have `inputs_norm`.
-LAYER = {
-    "attention_norm": "attention.self.layernorm1",
-    "attention.inputs_norm": "attention.self.layernorm2",
-    "attention.to_q": "attention.self.query",
-    "attention.to_k": "attention.self.key",
-    "attention.to_v": "attention.self.value",
-    "attention.to_out": "attention.output.dense",
-    "feed_forward_norm": "layernorm",
-    "feed_forward.linear_in": "mlp.dense1",
-    "feed_forward.linear_out": "mlp.dense2",
-}
-QUERY = "perceiver.decoder.decoder.output_position_encodings.position_embeddings"
-CLASSES = {"outputs.query": QUERY, "outputs.head": "perceiver.decoder.decoder.final_layer"}
-TEXT = {
-    "inputs.embeddings": "perceiver.input_preprocessor.embeddings",
-    "inputs.positions.embeddings": "perceiver.input_preprocessor.position_embeddings.weight",
-}
-
-
-def key_table(decoder: str, depth: int, rest: Mapping[str, str]) -> dict[str, str]:
-    """For each of our names, or what it starts with, theirs."""
-    layers = {
-        "encoder.cross_attentions.0": "perceiver.encoder.cross_attention",
-        **{f"encoder.latent_transformers.0.{n}": f"perceiver.encoder.self_attends.{n}" for n in range(depth)},
-        "decoder": f"perceiver.{decoder}decoding_cross_attention",
-    }
-    table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
-    return {"encoder.latents": "perceiver.embeddings.latents", **table, **rest}
-
-
-def convert(theirs: Mapping[str, Tensor], ours: nn.Module, table: Mapping[str, str], orders: Mapping[str, list[int]]) -> None:
-    """Loads their weights. Every one of theirs is used, and every one of ours filled; `orders` permutes last axes."""
-    state, used = {}, set()
-    for name, tensor in ours.state_dict().items():
-        start = next((start for start in table if name == start or name.startswith(start + ".")), None)
-        assert start is not None, f"{name} has no counterpart"
-        source = table[start] + name[len(start) :]
-        used.add(source)
-        value = theirs[source].reshape(tensor.shape)  # convolutions of size 1 and rows of one are stored with more axes
-        order = next((order for end, order in orders.items() if name.startswith(end)), None)
-        state[name] = value if order is None else value[..., order]
-    assert theirs.keys() == used
-    ours.load_state_dict(state)
-
-
-def by_axes(content: int, axes: int, bands: int) -> list[int]:
-    """For each of our channels theirs: they have all coordinates, then all sines, then all cosines."""
-    order = list(range(content))
-    for a in range(axes):
-        sines = content + axes + a * bands
-        order += [content + a, *range(sines, sines + bands), *range(sines + axes * bands, sines + (axes + 1) * bands)]
-    return order
-
-
-def inputs_order(order: list[int]) -> dict[str, list[int]]:
-    """What encoded inputs meet: the norm of the inputs, and the maps to keys and values, whose biases stay."""
-    cross = "encoder.cross_attentions.0.attention."
-    return {f"{cross}inputs_norm": order, f"{cross}to_k.weight": order, f"{cross}to_v.weight": order}
-
 
 @dataclass
 class Head:
-    """One of their classes, and the same model of ours."""
+    """One of their classes: how it is made, what it is given, and how that and its results look here."""
 
     config: dict[str, Any]
-    model: dict[str, Any]
     x: Any
-    decoder: str = "decoder.decoder."
-    rest: Mapping[str, str] = field(default_factory=dict)
-    orders: Mapping[str, list[int]] = field(default_factory=dict)
     mask: bool = False
     theirs_x: Any = lambda x: x
     as_ours: Any = lambda logits: logits
@@ -98,113 +37,18 @@ class Head:
 PICTURE = lambda *axes: lambda: 3 * torch.randn(2, 3, *axes)  # noqa: E731
 WIDTHS = {"num_latents": 6, "d_latents": 32, "num_self_attends_per_block": 2, "num_blocks": 3, "num_labels": 5}
 ONE_HEAD = {**WIDTHS, "num_cross_attention_heads": 1, "num_self_attention_heads": 4}
-OURS = {
-    "num_latent_tokens": 6,
-    "dim": 32,
-    "heads": 4,
-    "layers_indice": [0, None, None],
-    "latent_layers_indice": [0, 0, 0],
-    "num_latent_transformers_in_layers": [2],
-}
-CLASS = {"kind": "LearnedQueries", "dim": 32, "num_channels": 5}
 LANGUAGE = {**WIDTHS, "d_model": 24, "max_position_embeddings": 11, "vocab_size": 13, "qk_channels": 16, "v_channels": 32}
-TOKENS = {"kind": "TokenIds", "vocab_size": 13, "max_length": 11, "dim": 24}
-OURS_LANGUAGE = {**OURS, "inputs": TOKENS, "heads": 8, "cross_heads": 8, "qk_channels": 16, "v_channels": 32}
-MODALITIES = ("audio", "image", "label")
-VIDEO = {"num_bands": 32, "resolution": [2, 8, 8], "feature_order": "kinds"}
-SAMPLED = {"sampled_positions": "left_aligned", "decoded_channels": 20}
 IDS = lambda: torch.randint(13, (2, 11))  # noqa: E731
 
 HEADS = {
-    "PerceiverForMaskedLM": Head(
-        config=LANGUAGE,
-        model={
-            **OURS_LANGUAGE,
-            "outputs": {"kind": "TokenLogits", "max_length": 11, "dim": 24, "vocab_size": 13},
-            "decoder_heads": 8,
-            "decoder_qk_channels": 256,
-            "decoder_v_channels": 24,
-            "decoder_query_residual": False,
-        },
-        x=IDS,
-        decoder="decoder.",
-        rest={
-            **TEXT,
-            "outputs.query": "perceiver.decoder.output_position_encodings.position_embeddings",
-            "outputs.bias": "embedding_decoder.bias",
-        },
-        mask=True,
-    ),
-    "PerceiverForSequenceClassification": Head(
-        config=LANGUAGE,
-        model={**OURS_LANGUAGE, "outputs": CLASS, "decoder_qk_channels": 32},
-        x=IDS,
-        rest={**TEXT, **CLASSES},
-        mask=True,
-    ),
-    "PerceiverForImageClassificationLearned": Head(
-        config={**ONE_HEAD, "image_size": 7},
-        model={
-            **OURS,
-            "inputs": {"kind": "LearnedPixels", "data_shape": [3, 7, 7]},
-            "outputs": CLASS,
-            "cross_qk_channels": 512,
-        },
-        x=PICTURE(7, 7),
-        rest={
-            "inputs.linear": "perceiver.input_preprocessor.convnet_1x1",
-            "inputs.positions.embeddings": "perceiver.input_preprocessor.position_embeddings.position_embeddings",
-            "inputs.position_linear": "perceiver.input_preprocessor.positions_projection",
-            **CLASSES,
-        },
-    ),
-    "PerceiverForImageClassificationFourier": Head(
-        config=ONE_HEAD,
-        model={
-            **OURS,
-            "inputs": {"kind": "Pixels", "data_shape": [3, 9, 12], "resolution": 224},
-            "outputs": CLASS,
-            "cross_qk_channels": 261,
-        },
-        x=PICTURE(9, 12),
-        rest=CLASSES,
-        orders=inputs_order(by_axes(3, 2, 64)),
-    ),
-    "PerceiverForImageClassificationConvProcessing": Head(
-        config=ONE_HEAD,
-        model={
-            **OURS,
-            "inputs": {"kind": "ConvStem", "data_shape": [3, 30, 41], "padding": "symmetric", "resolution": 56},
-            "outputs": CLASS,
-            "cross_qk_channels": 322,
-        },
-        x=PICTURE(30, 41),
-        rest={
-            "inputs.conv": "perceiver.input_preprocessor.convnet.conv",
-            "inputs.norm": "perceiver.input_preprocessor.convnet.batchnorm",
-            **CLASSES,
-        },
-        orders=inputs_order(by_axes(64, 2, 64)),
-    ),
+    "PerceiverForMaskedLM": Head(config=LANGUAGE, x=IDS, mask=True),
+    "PerceiverForSequenceClassification": Head(config=LANGUAGE, x=IDS, mask=True),
+    "PerceiverForImageClassificationLearned": Head(config={**ONE_HEAD, "image_size": 7}, x=PICTURE(7, 7)),
+    "PerceiverForImageClassificationFourier": Head(config=ONE_HEAD, x=PICTURE(9, 12)),
+    "PerceiverForImageClassificationConvProcessing": Head(config=ONE_HEAD, x=PICTURE(30, 41)),
     "PerceiverForOpticalFlow": Head(
         config={**ONE_HEAD, "train_size": (6, 7)},
-        model={
-            **OURS,
-            "inputs": {"kind": "FramePairs", "data_shape": [3, 6, 7]},
-            "outputs": {"kind": "PerInput", "dim": 322, "num_channels": 2, "divisor": 100},
-            "cross_qk_channels": 322,
-            "decoder_query_residual": False,
-        },
         x=lambda: 3 * torch.randn(2, 3, 2, 6, 7),
-        rest={
-            "inputs.linear": "perceiver.input_preprocessor.conv_after_patches",
-            "outputs.head": "perceiver.decoder.decoder.final_layer",
-        },
-        orders={
-            **inputs_order(by_axes(64, 2, 64)),
-            "decoder.attention_norm": by_axes(64, 2, 64),
-            "decoder.attention.to_q.weight": by_axes(64, 2, 64),
-        },
         theirs_x=lambda x: neighbourhoods(x).unflatten(1, (2, 27)),  # they leave the patches to the user
         as_ours=lambda logits: logits.movedim(-1, 1),
     ),
@@ -218,64 +62,8 @@ HEADS = {
             "output_num_channels": 20,
             "_label_trainable_num_channels": 12,
         },
-        model={
-            **OURS,
-            "inputs": {
-                "kind": "Multimodal",
-                "modalities": {
-                    "audio": {"kind": "Waveform", "num_samples": 96, "num_bands": 192},
-                    "image": {
-                        "kind": "Patches",
-                        "data_shape": [3, 2, 8, 8],
-                        "patch_size": [1, 4, 4],
-                        **VIDEO,
-                    },
-                    "label": {"kind": "Labels", "num_classes": 5},
-                },
-                "min_padding_size": 4,
-                "mask_probs": {"audio": 0.0, "image": 0.0, "label": 1.0},
-            },
-            "outputs": {
-                "kind": "Multimodal",
-                "modalities": {
-                    "audio": {
-                        "kind": "Grid",
-                        "axes": [6],
-                        "patch": [16],
-                        "num_channels": 1,
-                        "num_bands": 192,
-                        "resolution": 96,
-                        **SAMPLED,
-                    },
-                    "image": {"kind": "Grid", "axes": [2, 8, 8], "num_channels": 3, **VIDEO, **SAMPLED},
-                    "label": {"kind": "LearnedQueries", "dim": 12, "num_channels": 5, "decoded_channels": 20},
-                },
-                "decoded_channels": 20,
-            },
-            "cross_qk_channels": 405,
-            "decoder_query_residual": False,
-        },
-        x=lambda: {
-            "audio": 3 * torch.randn(2, 1, 96),
-            "image": 3 * torch.randn(2, 3, 2, 8, 8),
-            "label": torch.randn(2, 5),
-        },
-        rest={
-            **{f"inputs.padding.{m}": f"perceiver.input_preprocessor.padding.{m}" for m in MODALITIES},
-            **{f"inputs.mask_tokens.{m}": f"perceiver.input_preprocessor.mask.{m}" for m in MODALITIES},
-            **{f"outputs.padding.{m}": f"perceiver.decoder.padding.{m}" for m in MODALITIES},
-            **{
-                f"outputs.modalities.{m}.head": f"perceiver.output_postprocessor.modalities.{m}.classifier" for m in MODALITIES
-            },
-            "outputs.modalities.label.query": "perceiver.decoder.modalities.label.decoder.output_position_encodings"
-            ".position_embeddings",
-            "outputs.projection": "perceiver.decoder.decoder.final_layer",
-        },
-        theirs_x=lambda x: {
-            "audio": x["audio"].mT,
-            "image": x["image"].transpose(1, 2),
-            "label": x["label"],
-        },
+        x=lambda: {"audio": 3 * torch.randn(2, 1, 96), "image": 3 * torch.randn(2, 3, 2, 8, 8), "label": torch.randn(2, 5)},
+        theirs_x=lambda x: {"audio": x["audio"].mT, "image": x["image"].transpose(1, 2), "label": x["label"]},
         as_ours=lambda logits: {
             "audio": logits["audio"].unflatten(1, (-1, 16)).mT,
             "image": logits["image"].mT,
@@ -287,10 +75,9 @@ HEADS = {
 }
 
 
-def build(peer, name: str, dtype: torch.dtype) -> tuple[nn.Module, PerceiverIO]:
-    """Both models, every parameter drawn."""
-    head = HEADS[name]
-    config = peer.PerceiverConfig(**head.config, attn_implementation="eager")
+def build(peer, name: str, dtype: torch.dtype, folder: Path) -> tuple[nn.Module, PerceiverIO]:
+    """Theirs, every parameter drawn, and ours, loaded from what theirs saved."""
+    config = peer.PerceiverConfig(**HEADS[name].config, attn_implementation="eager")
     theirs = (
         draw_parameters(getattr(peer, name)(config), lambda p: 2 * p.shape[-1] ** -0.5 if p.ndim > 1 else 0.5).to(dtype).eval()
     )
@@ -298,9 +85,8 @@ def build(peer, name: str, dtype: torch.dtype) -> tuple[nn.Module, PerceiverIO]:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    ours = PerceiverIO(**head.model).to(dtype).eval()
-    convert(theirs.state_dict(), ours, key_table(head.decoder, 2, head.rest), head.orders)
-    return theirs, ours
+    theirs.save_pretrained(folder)
+    return theirs, from_pretrained(folder)
 
 
 def cast(x, dtype: torch.dtype):
@@ -327,9 +113,9 @@ def float64_tables(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", HEADS)
 @torch.no_grad()
-def test_same_outputs(peer, float64_tables, name, dtype):
+def test_same_outputs(peer, float64_tables, name, dtype, tmp_path):
     head = HEADS[name]
-    theirs, ours = build(peer, name, dtype)
+    theirs, ours = build(peer, name, dtype, tmp_path)
     x = cast(head.x(), dtype)
     mask = torch.arange(11) < torch.tensor([[11], [6]]) if head.mask else None
     float64_tables(dtype)
@@ -345,3 +131,76 @@ def test_same_outputs(peer, float64_tables, name, dtype):
         assert_varies(logits)
         assert got[modality].dtype == dtype
         assert (got[modality] - logits).abs().max() < tolerance * logits.abs().max()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_same_gradients(peer, name, tmp_path):
+    head = HEADS[name]
+    theirs, ours = build(peer, name, torch.float32, tmp_path)
+    x = head.x()
+    options = {} if head.indices is None else {"subsampled_output_points": {**head.indices, "label": None}}
+    wanted, got = head.as_ours(theirs(head.theirs_x(x), **options).logits), ours(x, indices=head.indices)
+    wanted, got = (value if isinstance(value, Mapping) else {"": value} for value in (wanted, got))
+    cotangents = {modality: torch.randn_like(value) for modality, value in wanted.items()}
+    for results in (wanted, got):
+        sum((results[modality] * cotangents[modality]).sum() for modality in wanted).backward()
+    cross, last = ours.encoder.cross_attentions[0], ours.encoder.latent_transformers[0][1]
+    their_cross, their_last = theirs.perceiver.encoder.cross_attention, theirs.perceiver.encoder.self_attends[1]
+    pairs = [
+        (ours.encoder.latents, theirs.perceiver.embeddings.latents),
+        (last.feed_forward.linear_in.weight, their_last.mlp.dense1.weight),
+        (cross.attention.to_q.weight, their_cross.attention.self.query.weight),
+    ]
+    for our, their in pairs:
+        assert their.grad.abs().max() > 0
+        assert (our.grad - their.grad).abs().max() < 1e-4 * their.grad.abs().max()
+
+
+@pytest.mark.parametrize("form", ["bin", "a tied copy"])
+def test_forms_of_files(peer, form, tmp_path):
+    _, ours = build(peer, "PerceiverForMaskedLM", torch.float32, tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    file.unlink()
+    copy = "embedding_decoder.decoder.weight"
+    if form == "a tied copy":
+        state[copy] = state["perceiver.input_preprocessor.embeddings.weight"].clone()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    ids = torch.randint(13, (2, 11))
+    assert torch.equal(from_pretrained(tmp_path)(ids), ours(ids))
+    if form == "a tied copy":
+        state[copy][0, 0] += 1
+        torch.save(state, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="stored twice, but differ"):
+            from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "dense", "absorbed", "separable"])
+def test_every_implementation_gives_the_same(peer, implementation, tmp_path):
+    theirs, ours = build(peer, "PerceiverForImageClassificationFourier", torch.float32, tmp_path)
+    x = torch.randn(2, 3, 9, 12)
+    wanted = theirs(x).logits
+    ours.set_attention_implementation(implementation)
+    assert (ours(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["PerceiverForChess"]}, "PerceiverForChess"),
+        ({"architectures": None}, "architectures=None"),
+        ({"d_latents": 40}, "shape"),
+        ({"num_self_attends_per_block": 3}, "is missing"),
+        ({"num_self_attends_per_block": 1}, "have no place"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+        ({"cross_attention_widening_factor": 2}, "differ"),
+        ({"model_type": "bert"}, "model_type='bert'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_one_error(peer, change, message, tmp_path):
+    build(peer, "PerceiverForImageClassificationFourier", torch.float32, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(tmp_path)

@@ -1,0 +1,101 @@
+"""From another project's weights to ours: every tensor of theirs is used, every one of ours filled, or nothing loaded."""
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from perceivers.checkpoints.native import fill
+
+Weights = dict[str, Tensor]
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Reads a file of named tensors, safetensors or what `torch.save` wrote; nothing in it is run.
+
+    Raises:
+        ValueError: If it is missing, damaged, or holds anything but tensors under names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        unpacked = _unpacked_size(path)
+    except Exception as error:  # of many kinds, by what is damaged
+        raise ValueError(f"{path} is damaged or no {path.suffix} file ({error}): copy or download it again") from error
+    if unpacked > (size := path.stat().st_size):  # PyTorch stores, it does not compress
+        raise ValueError(f"{path} would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory: do not use it")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not read: {reason}") from error
+    for key in ("state_dict", "model"):  # of training loops
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{path} is no file of tensors under names: save model.state_dict()")
+    return dict(state)
+
+
+def _unpacked_size(path: Path) -> int:
+    if not zipfile.is_zipfile(path):  # the form before PyTorch 1.6
+        return 0
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
+def translated(
+    theirs: Mapping[str, Tensor],
+    make: Callable[[], nn.Module],
+    names: Callable[[str], str | None],
+    *,
+    orders: Mapping[str, Sequence[int]] | None = None,
+    copies: Mapping[str, str] | None = None,
+    source: str,
+) -> nn.Module:
+    """Makes a model with another project's weights.
+
+    Args:
+        theirs: Their tensors.
+        make: Makes our model.
+        names: For a name of ours theirs; `None` where they have no such tensor.
+        orders: For what a name of ours starts with, their column for each of ours: a permutation of the last axis.
+        copies: For names of theirs that are stored more than once, the name they are a copy of.
+        source: Where the tensors come from, for messages.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: If a tensor of theirs is left over, one of ours has no counterpart, or a shape or copy does not fit; the
+            message names it.
+    """
+    with torch.device("meta"):
+        model = make()
+    state, used = {}, set()
+    for copy, original in (copies or {}).items():
+        if not torch.equal(theirs[copy], theirs[original]):
+            raise ValueError(f"{source}: {copy} and {original} are one tensor stored twice, but differ: the file is damaged")
+        used.add(copy)
+    for name, tensor in model.state_dict().items():
+        their_name = names(name)
+        if their_name is None or their_name not in theirs:
+            raise ValueError(f"{source}: {their_name or name} is missing, which {type(model).__name__} needs as {name}")
+        used.add(their_name)
+        value = theirs[their_name]
+        if value.shape != tensor.shape:  # convolutions of size 1 and rows of one are stored with more axes
+            if [n for n in value.shape if n != 1] != [n for n in tensor.shape if n != 1]:
+                raise ValueError(f"{source}: {their_name} has shape {list(value.shape)}, not {list(tensor.shape)}")
+            value = value.reshape(tensor.shape)
+        order = next((order for start, order in (orders or {}).items() if name.startswith(start)), None)
+        state[name] = value.contiguous() if order is None else value[..., list(order)]
+    if unused := sorted(theirs.keys() - used):
+        raise ValueError(f"{source}: {len(unused)} tensors have no place in {type(model).__name__}, such as {unused[:3]}")
+    fill(model, state, source)
+    return model.eval()
