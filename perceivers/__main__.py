@@ -10,7 +10,7 @@ import sys
 from perceivers import __version__
 
 # What each command runs, imported only then: module, function, arguments before the user's.
-TRAINING = {
+COMMANDS = {
     "fit": ("perceivers.training.run", "fit", (), "train on what lies at PATH; --resume FOLDER goes on"),
     "pretrain": ("perceivers.training.run", "fit", ("pretrain",), "learn without labels what `fit --from FOLDER` begins with"),
     "validate": (
@@ -21,6 +21,7 @@ TRAINING = {
     ),
     "test": ("perceivers.training.run", "evaluate", ("test",), "the same on its test samples"),
     "predict": ("perceivers.training.use", "predict", (), "what a trained model says of new files"),
+    "convert": ("perceivers.checkpoints.convert", "main", (), "weights from one format to another"),
     "data": ("perceivers.training.sets", "main", (), "download well-known data sets"),
     "explain": ("perceivers.training.use", "explain", (), "where a trained model looks, as pictures"),
 }
@@ -32,22 +33,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="perceivers", description="The Perceiver family in PyTorch.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (*_, text) in TRAINING.items():
+    for name, (*_, text) in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     commands.add_parser("info", help="print versions, devices and attention implementations (the default)")
     commands.add_parser("models", help="print the models that create_model knows, with their sizes")
-    if arguments and arguments[0] in TRAINING:
-        return _train(arguments[0], arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return _run(arguments[0], arguments[1:])
     chosen = parser.parse_args(arguments)
     print("\n".join(_models() if chosen.command == "models" else _info()))
     return 0
 
 
-def _train(command: str, arguments: list[str]) -> int:
-    if importlib.util.find_spec("lightning") is None:
+def _run(command: str, arguments: list[str]) -> int:
+    module, function, given, _ = COMMANDS[command]
+    if module.startswith("perceivers.training") and importlib.util.find_spec("lightning") is None:
         print(f"perceivers {command} needs its extra: pip install 'perceivers[train]'", file=sys.stderr)
         return 1
-    module, function, given, _ = TRAINING[command]
     try:
         return getattr(importlib.import_module(module), function)(arguments, *given)
     except KeyboardInterrupt:

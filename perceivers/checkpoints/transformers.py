@@ -5,13 +5,15 @@ differ (see `perceivers.perceiver_io`). Its position features come with all coor
 cosines; columns are put in our order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from perceivers.checkpoints.translate import translated
+from perceivers.checkpoints.translate import translated, write_folder
 from perceivers.inputs import InputModule
 from perceivers.perceiver_io import PerceiverIO
 
@@ -65,6 +67,50 @@ TEXT = {
 MODALITIES = ("audio", "image", "label")
 
 
+class Plan(NamedTuple):
+    """How one of their heads looks here.
+
+    Attributes:
+        arguments: Of `PerceiverIO`.
+        table: For each of our names, or what it starts with, theirs.
+        orders: For what our names start with, their column for each of ours.
+    """
+
+    arguments: dict[str, Any]
+    table: dict[str, str]
+    orders: dict[str, list[int]]
+
+    def name(self, ours: str) -> str | None:
+        """Their name for one of ours."""
+        start = next((start for start in self.table if ours == start or ours.startswith(start + ".")), None)
+        return None if start is None else self.table[start] + ours[len(start) :]
+
+    @classmethod
+    def of(cls, head: str, settings: Mapping[str, Any], labels: int, source: str) -> "Plan":
+        """Makes the plan of a head with its settings.
+
+        Raises:
+            ValueError: If a setting is not supported.
+        """
+        arguments, rest, decoder, content = HEADS[head](settings, labels)
+        arguments = {**_common(settings, source), **arguments}
+        if settings["qk_channels"] is None:
+            arguments["cross_qk_channels"] = InputModule.create(arguments["inputs"]).num_channels
+        layers = {"encoder.cross_attentions.0": "perceiver.encoder.cross_attention"}
+        for n in range(settings["num_self_attends_per_block"]):
+            layers[f"encoder.latent_transformers.0.{n}"] = f"perceiver.encoder.self_attends.{n}"
+        layers["decoder"] = f"perceiver.{decoder}decoding_cross_attention"
+        table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
+        orders: dict[str, list[int]] = {}
+        if content is not None:
+            cross = "encoder.cross_attentions.0.attention"
+            met = [f"{cross}.inputs_norm", f"{cross}.to_k.weight", f"{cross}.to_v.weight"]
+            if head == "PerceiverForOpticalFlow":  # its queries are the encoded inputs
+                met += ["decoder.attention_norm", "decoder.attention.to_q.weight"]
+            orders = dict.fromkeys(met, columns(*content))
+        return cls(arguments, {"encoder.latents": "perceiver.embeddings.latents", **table, **rest}, orders)
+
+
 def load(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Makes the model that a configuration and weights of transformers describe.
 
@@ -75,40 +121,122 @@ def load(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) 
     if head not in HEADS:
         raise ValueError(f"{source}: architectures={head!r} is none of {sorted(HEADS)}")
     settings = {**DEFAULTS, **{key: value for key, value in config.items() if key in DEFAULTS}}
-    labels = len(config.get("id2label") or (0, 1))
-    arguments, rest, decoder, content = HEADS[head](settings, labels)
-    arguments = {**_common(settings, source), **arguments}
-    if "cross_qk_channels" not in arguments and settings["qk_channels"] is None:
-        arguments["cross_qk_channels"] = InputModule.create(arguments["inputs"]).num_channels
-    layers = {
-        "encoder.cross_attentions.0": "perceiver.encoder.cross_attention",
-        **{
-            f"encoder.latent_transformers.0.{n}": f"perceiver.encoder.self_attends.{n}"
-            for n in range(settings["num_self_attends_per_block"])
-        },
-        "decoder": f"perceiver.{decoder}decoding_cross_attention",
-    }
-    table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
-    table = {"encoder.latents": "perceiver.embeddings.latents", **table, **rest}
-
-    def names(name: str) -> str | None:
-        start = next((start for start in table if name == start or name.startswith(start + ".")), None)
-        return None if start is None else table[start] + name[len(start) :]
-
-    orders: dict[str, list[int]] = {}
-    if content is not None:
-        order = columns(*content)
-        met = [
-            "encoder.cross_attentions.0.attention.inputs_norm",
-            *(f"encoder.cross_attentions.0.attention.to_{m}.weight" for m in "kv"),
-        ]
-        if head == "PerceiverForOpticalFlow":  # its queries are the encoded inputs
-            met += ["decoder.attention_norm", "decoder.attention.to_q.weight"]
-        orders = dict.fromkeys(met, order)
+    plan = Plan.of(head, settings, len(config.get("id2label") or (0, 1)), source)
     # The rows of the embedding are also the map to logits; older versions store them twice.
-    tied = {"embedding_decoder.decoder.weight": TEXT["inputs.embeddings"] + ".weight"}
-    copies = {copy: original for copy, original in tied.items() if copy in weights}
-    return translated(weights, partial(PerceiverIO, **arguments), names, orders=orders, copies=copies, source=source)
+    copies = {copy: original for copy, original in TIED.items() if copy in weights}
+    make = partial(PerceiverIO, **plan.arguments)
+    return translated(weights, make, plan.name, orders=plan.orders, copies=copies, source=source)
+
+
+def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = None) -> None:
+    """Writes a model as a folder that the class of transformers named in its `config.json` loads, with the same outputs.
+
+    Args:
+        model: A `PerceiverIO` with the inputs and outputs of one of the seven heads.
+        folder: The folder, made if missing; what is there is replaced file by file.
+        labels: Names of the classes; `None` for their numbers.
+
+    Raises:
+        ValueError: If transformers has no such model; the message names what it lacks.
+    """
+    config = model.config
+    kinds = (config["inputs"].get("kind"), config["outputs"].get("kind"))
+    if kinds not in KINDS:
+        raise ValueError(f"transformers has no Perceiver with inputs {kinds[0]} and outputs {kinds[1]}, only {sorted(KINDS)}")
+    head, settings = KINDS[kinds], _settings(config)
+    outputs = config["outputs"]
+    count = outputs["modalities"]["label"] if head == "PerceiverForMultimodalAutoencoding" else outputs
+    classes = count["num_channels"] if count["kind"] == "LearnedQueries" else 2
+    plan = Plan.of(head, settings, classes, type(model).__name__)
+    with torch.device("meta"):
+        wanted = PerceiverIO(**plan.arguments).config
+    if differing := _differences(config, wanted):
+        raise ValueError(f"transformers' {head} cannot express {'; '.join(differing)}")
+    if labels is not None and len(labels) != classes:
+        raise ValueError(f"labels has {len(labels)} names, but the model has {classes} classes: give one each")
+    names = [f"LABEL_{i}" for i in range(classes)] if labels is None else list(labels)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        theirs = plan.name(name)
+        assert theirs is not None, f"{name} is in no table"
+        order = next((order for start, order in plan.orders.items() if name.startswith(start)), None)
+        value = tensor.detach()
+        if order is not None:
+            value = torch.empty_like(value).index_copy_(-1, torch.tensor(order, device=value.device), value)
+        if theirs.endswith(CONVOLUTION):
+            value = value[..., None, None]
+        elif ".padding." in theirs or ".mask." in theirs:
+            value = value[None]
+        state[theirs] = value.contiguous()
+    written = {
+        "architectures": [head],
+        "model_type": "perceiver",
+        **settings,
+        "attention_probs_dropout_prob": config["attention_dropout"],
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    write_folder(folder, written, state)
+
+
+CONVOLUTION = "convnet_1x1.weight"  # a linear map here
+TIED = {"embedding_decoder.decoder.weight": "perceiver.input_preprocessor.embeddings.weight"}
+
+
+def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
+    """What their configuration says where it can express ours; whether it can is compared afterwards."""
+    inputs, outputs = c["inputs"], c["outputs"]
+    activation = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}.get(c["activation"], c["activation"])
+    settings = {
+        **DEFAULTS,
+        "num_latents": c["num_latent_tokens"],
+        "d_latents": c["dim"],
+        "num_blocks": len(c["layers_indice"]),
+        "num_self_attends_per_block": c["num_latent_transformers_in_layers"][0],
+        "num_self_attention_heads": c["heads"],
+        "num_cross_attention_heads": c["cross_heads"],
+        "hidden_act": activation,
+        "use_query_residual": c["query_residual"],
+        "self_attention_widening_factor": c["ff_dim"] // c["dim"],
+        "cross_attention_widening_factor": c["ff_dim"] // c["dim"],
+    }
+    if c["qk_channels"] != c["dim"] or c["v_channels"] != c["dim"] or c["cross_qk_channels"] == c["qk_channels"]:
+        settings |= {"qk_channels": c["qk_channels"], "v_channels": c["v_channels"]}
+    match inputs["kind"]:
+        case "TokenIds":
+            sizes = {"vocab_size": "vocab_size", "max_position_embeddings": "max_length", "d_model": "dim"}
+            settings |= {theirs: inputs[ours] for theirs, ours in sizes.items()}
+        case "LearnedPixels":
+            settings["image_size"] = inputs["data_shape"][-1]
+        case "FramePairs":
+            settings["train_size"] = inputs["data_shape"][1:]
+        case "Multimodal" if set(inputs["modalities"]) == set(outputs.get("modalities", ())) == set(MODALITIES):
+            sound, video = inputs["modalities"]["audio"], inputs["modalities"]["image"]
+            frames = video["data_shape"][1]
+            settings |= {
+                "image_size": video["data_shape"][-1],
+                "num_frames": frames,
+                "audio_samples_per_frame": sound["num_samples"] // frames,
+                "samples_per_patch": sound["samples_per_patch"],
+                "output_shape": [1, *outputs["modalities"]["image"]["axes"]],
+                "output_num_channels": outputs["decoded_channels"],
+                "_label_trainable_num_channels": outputs["modalities"]["label"]["dim"],
+            }
+    return settings
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What two configurations differ in, dropout and the sizes of pictures apart, which no weight depends on."""
+    found = []
+    for key, value in ours.items():
+        other = theirs.get(key)
+        if key in ("ff_dropout", "attention_dropout", "attention_implementation"):
+            continue
+        if key == "inputs" and value["kind"] in ("Pixels", "ConvStem"):
+            value, other = ({**one, "data_shape": one["data_shape"][:1]} for one in (value, other or {"data_shape": []}))
+        if value != other:
+            found.append(f"{key}={value!r}, only {other!r}")
+    return found
 
 
 def columns(content: int, axes: int, bands: int) -> list[int]:
@@ -269,4 +397,15 @@ HEADS = {
     "PerceiverForImageClassificationConvProcessing": _conv,
     "PerceiverForOpticalFlow": _flow,
     "PerceiverForMultimodalAutoencoding": _multimodal,
+}
+
+# The kinds of our inputs and outputs that each head has.
+KINDS = {
+    ("TokenIds", "TokenLogits"): "PerceiverForMaskedLM",
+    ("TokenIds", "LearnedQueries"): "PerceiverForSequenceClassification",
+    ("LearnedPixels", "LearnedQueries"): "PerceiverForImageClassificationLearned",
+    ("Pixels", "LearnedQueries"): "PerceiverForImageClassificationFourier",
+    ("ConvStem", "LearnedQueries"): "PerceiverForImageClassificationConvProcessing",
+    ("FramePairs", "PerInput"): "PerceiverForOpticalFlow",
+    ("Multimodal", "Multimodal"): "PerceiverForMultimodalAutoencoding",
 }

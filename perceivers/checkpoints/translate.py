@@ -1,14 +1,18 @@
 """From another project's weights to ours: every tensor of theirs is used, every one of ours filled, or nothing loaded."""
 
+import json
+import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from perceivers.checkpoints.native import fill
+from perceivers.checkpoints.native import CONFIG, WEIGHTS, fill
 
 Weights = dict[str, Tensor]
 
@@ -99,3 +103,14 @@ def translated(
         raise ValueError(f"{source}: {len(unused)} tensors have no place in {type(model).__name__}, such as {unused[:3]}")
     fill(model, state, source)
     return model.eval()
+
+
+def write_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Writes `config.json` and `model.safetensors`, each beside the old one and then in its place."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        (Path(temporary) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(dict(state), Path(temporary) / WEIGHTS, metadata={"format": "pt"})
+        for name in (CONFIG, WEIGHTS):
+            os.replace(Path(temporary) / name, folder / name)

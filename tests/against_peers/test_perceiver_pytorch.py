@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from accuracy import assert_varies, draw_parameters
 from perceivers import from_pretrained
+from perceivers.__main__ import main
 
 pytestmark = pytest.mark.peer("perceiver_pytorch")
 BANDS, RESOLUTION = 5, 10.0
@@ -128,3 +129,15 @@ def test_unknown_arguments_and_tensors(saved):
         torch.save(changed, path)
         with pytest.raises(ValueError, match=message):
             from_pretrained(path, **arguments)
+
+
+def test_convert(saved, tmp_path, capsys):
+    _, path, arguments = saved
+    assert main(["convert", str(path), str(tmp_path / "ours"), "--max-freq=8", "--latent-heads=2"]) == 0
+    x = torch.randn(2, 3, 7, 5)
+    torch.testing.assert_close(from_pretrained(tmp_path / "ours")(x), from_pretrained(path, **arguments)(x))
+    assert main(["convert", str(path), str(tmp_path / "new")]) == 2
+    assert "max_freq is missing" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "new"), "--to=transformers"]) == 2
+    assert "does not have" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from accuracy import assert_varies, draw_parameters
 from perceivers import PerceiverIO, from_pretrained
+from perceivers.__main__ import main
+from perceivers.checkpoints.transformers import save
 from perceivers.inputs.flow import neighbourhoods
 
 pytestmark = pytest.mark.peer("transformers")
@@ -204,3 +206,78 @@ def test_what_does_not_fit_is_one_error(peer, change, message, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_exported_models_are_theirs(peer, name, tmp_path):
+    """Loaded from theirs, written, and loaded by the class that the configuration names: bit for bit what it was."""
+    theirs, ours = build(peer, name, torch.float32, tmp_path / "theirs")
+    save(ours, tmp_path / "exported")
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert config["architectures"] == [name]
+    again, report = getattr(peer, name).from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    state = again.state_dict()
+    for key, tensor in theirs.state_dict().items():
+        assert torch.equal(state[key], tensor), key
+    head = HEADS[name]
+    x = head.theirs_x(head.x())
+    options = {} if head.indices is None else {"subsampled_output_points": {**head.indices, "label": None}}
+    wanted, got = (one.eval()(x, **options).logits for one in (theirs, again))
+    for modality in wanted if isinstance(wanted, Mapping) else [...]:
+        torch.testing.assert_close(got[modality], wanted[modality], rtol=1e-5, atol=1e-5)
+
+
+def test_labels_travel(peer, tmp_path):
+    _, ours = build(peer, "PerceiverForImageClassificationLearned", torch.float32, tmp_path)
+    save(ours, tmp_path, labels=list("abcde"))
+    assert peer.PerceiverConfig.from_pretrained(tmp_path).id2label == dict(enumerate("abcde"))
+    with pytest.raises(ValueError, match="5 classes"):
+        save(ours, tmp_path, labels=["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers_indice": [0, 1], "latent_layers_indice": [0, 0]}, "layers_indice"),
+        ({"activation": "geglu"}, "hidden_act='geglu'"),
+        ({"pre_norm": False}, "pre_norm=False"),
+        ({"inputs": {"kind": "Pixels", "data_shape": [3, 8, 8], "resolution": 8}}, "inputs="),
+        ({"inputs": {"kind": "Patches", "data_shape": [3, 8, 8], "patch_size": 2}}, "inputs Patches"),
+    ],
+    ids=str,
+)
+def test_what_transformers_cannot_express_is_named(change, message, tmp_path):
+    arguments = {
+        "inputs": {"kind": "Pixels", "data_shape": [3, 8, 8], "resolution": 224},
+        "outputs": {"kind": "LearnedQueries", "dim": 16, "num_channels": 3},
+        "num_latent_tokens": 4,
+        "dim": 16,
+        "heads": 2,
+        "num_latent_transformers_in_layers": [1],
+    }
+    model = PerceiverIO(**{**arguments, **change})
+    with pytest.raises(ValueError, match=message):
+        save(model, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+@torch.no_grad()
+def test_convert(peer, tmp_path, capsys):
+    theirs, ours = build(peer, "PerceiverForImageClassificationLearned", torch.float32, tmp_path / "theirs")
+    x = torch.randn(2, 3, 7, 7)
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert "PerceiverIO of" in capsys.readouterr().out
+    torch.testing.assert_close(PerceiverIO.from_pretrained(tmp_path / "ours")(x), ours(x))
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "transformers"]) == 0
+    again = peer.PerceiverForImageClassificationLearned.from_pretrained(tmp_path / "back").eval()
+    torch.testing.assert_close(again(x).logits, theirs(x).logits)
+    capsys.readouterr()
+    for arguments, message in (
+        (["convert", str(tmp_path / "ours"), str(tmp_path / "back")], "is there already"),
+        (["convert", str(tmp_path / "nothing" / "there"), str(tmp_path / "new")], "no file, no folder"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

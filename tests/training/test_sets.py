@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("lightning", reason="the training extra is not installed")
+from PIL import Image
+
 from perceivers.__main__ import main
 from perceivers.training import sets
 from perceivers.training.recognise import recognise
