@@ -14,6 +14,9 @@ from perceivers.factory import MODELS
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
+# Files without a configuration, told by the names of their tensors: modules with `recognises(weights)` and `load`.
+FORMATS = (perceiver_pytorch,)
+
 
 def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arguments: Any) -> Perceiver | PerceiverIO:
     """Loads a model of any known format, in evaluation mode; nothing in its files is run.
@@ -36,8 +39,9 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
     path = Path(source)
     if path.is_file():
         weights = read_weights(path)
-        if perceiver_pytorch.recognises(weights):
-            return perceiver_pytorch.load(weights, str(path), **arguments)  # pyright: ignore[reportReturnType]
+        for form in FORMATS:
+            if form.recognises(weights):
+                return form.load(weights, str(path), **arguments)  # pyright: ignore[reportReturnType]
         raise ValueError(f"{path} holds weights of no known format, such as {sorted(weights)[:3]}: see docs/checkpoints.md")
     config = _config(source, local_files_only)
     if "format_version" in config:
