@@ -199,7 +199,7 @@ def encoded_queries_backward(
             grad_rho[b].view(-1)[here] += raw_NM.mul_(ds_NM).sum(0)
         sums_NS = tile.sums(ds_NM.mul_(tile.rho_M))
         if queries_too:
-            grad_content[b].view(channels, -1)[:, here].addmm_(p_NS[:, p_NS.shape[1] - channels :].mT, ds_NM)
+            grad_content[b].flatten(1)[:, here].addmm_(p_NS[:, p_NS.shape[1] - channels :].mT, ds_NM)
         for some, part in zip(rows, sums_NS.split([grad_p_BQS[0, 0, some].numel() for some in rows], dim=-1), strict=True):
             grad_p_BQS[b, head, some] += part
     return grad_p_BQS, grad_c_BQ, grad_v_BHNV, grad_content, grad_rho
