@@ -51,7 +51,7 @@ def compare(name: str, seconds: float) -> list[dict[str, Any]]:
         differences(name, results["auto"], results["dense"])
         lines = {
             what: row(ms, benchmark="published", model=name, part=part, sizes=sizes, what=what)
-            for what, ms in times(calls, seconds=seconds, at_least=1 if part == "writes" else 3).items()
+            for what, ms in times(calls, seconds=seconds, at_least=2 if part == "writes" else 3).items()
         }
         dense, auto = (lines[what]["p50_ms"] for what in ("dense", "auto"))
         lines["auto"]["ratio_to_dense"] = round(dense / auto, 3)
