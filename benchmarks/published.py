@@ -43,6 +43,8 @@ def compare(name: str, seconds: float) -> list[dict[str, Any]]:
     """Checks and times the two parts of one model."""
     torch.manual_seed(0)
     model, rows = create_model(name).eval(), []
+    for parameter in model.parameters():  # also those that start at zero, whose results would all be zero
+        parameter.normal_(std=(parameter.shape[-1] if parameter.ndim > 1 else 4) ** -0.5)
     for part, (sizes, call) in parts(model, example_inputs(name)).items():
         calls: dict[str, Callable[[], Tensor]] = {}
         for implementation in ("dense", "auto"):
