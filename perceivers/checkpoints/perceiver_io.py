@@ -247,8 +247,8 @@ def _plan(file: File, encoder: Any, decoder: Any) -> Plan:
     factor, other = e["cross_attention_widening_factor"], e["self_attention_widening_factor"]
     if factor != other:
         raise ValueError(
-            f"{file.source}: cross_attention_widening_factor={factor} and self_attention_widening_factor={other} of the encoder"
-            " differ: not supported"
+            f"{file.source}: cross_attention_widening_factor={factor} and self_attention_widening_factor={other} of the"
+            " encoder differ: not supported"
         )
     latents, dim = file.shape(LATENTS, 2)
     layers = _layers(file, e, encoder)
