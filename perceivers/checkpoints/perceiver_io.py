@@ -55,6 +55,9 @@ SHARING = {"first_cross_attention_layer_shared": "0.cross_attn_n.", "first_self_
 OF_TRAINING = ("dropout", "init_scale", "freeze", "params")
 
 
+Settings = Mapping[str, Any]
+
+
 def recognises(weights: Mapping[str, Any]) -> bool:
     """Whether these are the names of such a model; a Perceiver AR is recognised, to be refused."""
     return _wrapper(weights) is not None
@@ -76,8 +79,8 @@ def load(
     weights: Mapping[str, Tensor],
     source: str,
     *,
-    encoder: Mapping[str, Any] | None = None,
-    decoder: Mapping[str, Any] | None = None,
+    encoder: Settings | None = None,
+    decoder: Settings | None = None,
     num_latents: int | None = None,
     num_latent_channels: int | None = None,
 ) -> nn.Module:
@@ -110,6 +113,9 @@ def load(
                 told[name] = {**stored[name], **(value or {})}
             elif value is None:
                 told[name] = stored.get(name)
+    for part in ("encoder", "decoder"):
+        if not isinstance(told[part], Mapping | None):
+            raise ValueError(f"{source}: {part}={told[part]!r} must be a mapping, such as {{{DECODER[0]!r}: 1}}")
     latents, dim = file.shape(LATENTS, 2)
     file.agree("", {"num_latents": latents, "num_latent_channels": dim}, told)
     plan = _plan(file, told["encoder"] or {}, told["decoder"] or {})
@@ -161,30 +167,27 @@ class File(NamedTuple):
             f"{kind}_attention_widening_factor": hidden // dim,
         }
 
-    def agree(self, prefix: str, found: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    def agree(self, prefix: str, found: Settings, told: Settings) -> None:
         """Raises `ValueError` where the tensors show a setting other than it is told."""
         for name, value in found.items():
             other = tuple(told[name]) if isinstance(told.get(name), list) else told.get(name)
             if other is not None and other != value:
                 raise ValueError(f"{self.source}: {prefix}{name}={other!r}, but the weights show {value!r}: correct it")
 
-    def settings(self, part: str, found: Mapping[str, Any], untold: Sequence[str], told: Any) -> dict[str, Any]:
+    def settings(self, part: str, found: Settings, untold: Sequence[str], told: Settings) -> dict[str, Any]:
         """All settings of a part, the encoder or the decoder: those that the tensors show and those that are told.
 
         Raises:
             ValueError: If one is missing or unknown, has no value that it may have, or contradicts the tensors.
         """
-        if not isinstance(told, Mapping):
-            raise ValueError(f"{part}={told!r} must be a mapping of settings, such as {{{untold[0]!r}: 1}}")
         if missing := [name for name in untold if told.get(name) is None]:
             raise ValueError(
                 f"{self.source}: {part} lacks {', '.join(missing)}, which the weights do not tell: give what the model was"
                 f" made with, {part}={{{', '.join(f'{name!r}: ...' for name in missing)}}}"
             )
-        if unknown := told.keys() - found.keys() - {*untold, *SHARING, *OF_TRAINING}:
-            raise ValueError(
-                f"{self.source}: {part} has unknown settings {sorted(unknown)}: there are {sorted({*found, *untold})}"
-            )
+        known = {*found, *untold, *(SHARING if part == "encoder" else ())}
+        if unknown := told.keys() - known - {*OF_TRAINING}:
+            raise ValueError(f"{self.source}: {part} has unknown settings {sorted(map(str, unknown))}: it has {sorted(known)}")
         self.agree(f"{part}.", found, told)
         checks = {name: an_int if name.startswith("num_") else a_number for name in untold}
         settings = {**found, **{name: check(f"{part}.{name}", told[name]) for name, check in checks.items()}}
@@ -225,8 +228,8 @@ def _wrapper(weights: Iterable[str]) -> str | None:
     return next((w for w in ("", LIGHTNING, HUB) for name in (LATENTS, CAUSAL) if w + name in weights), None)
 
 
-def _plan(file: File, encoder: Any, decoder: Any) -> Plan:
-    """How the model looks here, made with such settings; puts rows of the weights in our order where that is needed."""
+def _plan(file: File, encoder: Settings, decoder: Settings) -> Plan:
+    """How the model looks here, with such settings; rows of its weights are put in our order where that is needed."""
     if f"{ADAPTER}txt_embedding.weight" in file.weights:
         ends = _text(file, decoder)
     else:
@@ -240,7 +243,7 @@ def _plan(file: File, encoder: Any, decoder: Any) -> Plan:
         **file.widths("self", "0.self_attn_1.0", "0.self_attn_1.0.0.module"),
         "num_self_attention_layers_per_block": depth,
     }
-    e = file.settings("encoder", found, ENCODER, encoder)
+    e = {**encoder, **file.settings("encoder", found, ENCODER, encoder)}
     found = {**ends.decoder, **file.widths("cross", "1.cross_attn", query), "cross_attention_residual": residual}
     scaled = ends.outputs["kind"] == "PerInput"
     d = file.settings("decoder", found, (*DECODER, "rescale_factor") if scaled else DECODER, decoder)
@@ -251,7 +254,7 @@ def _plan(file: File, encoder: Any, decoder: Any) -> Plan:
             " encoder differ: not supported"
         )
     latents, dim = file.shape(LATENTS, 2)
-    layers = _layers(file, e, encoder)
+    layers = _layers(file, e)
     arguments = {
         "inputs": ends.inputs,
         "outputs": {**ends.outputs, "divisor": d["rescale_factor"]} if scaled else ends.outputs,
@@ -278,21 +281,22 @@ def _plan(file: File, encoder: Any, decoder: Any) -> Plan:
         for j in range(depth):
             table |= _layer(f"encoder.latent_transformers.{u}.{j}.", f"0.self_attn_{use}.{j}.", SELF)
     table |= _layer("decoder.", "1.cross_attn.", CROSS, residual)
-    orders: dict[str, list[int]] = {}
-    if ends.content is not None:
-        order = columns(*ends.content)
-        met = ("inputs_norm", "to_k.weight", "to_v.weight")
-        ours = [f"encoder.cross_attentions.{u}.attention.{name}" for u in range(2) for name in met]
-        if scaled:  # queries are encoded inputs
-            ours += ["decoder.attention_norm", "decoder.attention.to_q.weight"]
-            if residual:  # and so are decoded ones
-                ours += ["decoder.feed_forward_norm", "decoder.feed_forward.linear_in.weight", "outputs.head.weight"]
-                for name in ("0.module.attention.o_proj", "1.module.3"):
-                    for parameter in (f"1.cross_attn.{name}.weight", f"1.cross_attn.{name}.bias"):
-                        if file.shape(parameter, 2 - parameter.endswith("bias"))[0] == len(order):  # else refused later
-                            file.weights[parameter] = file.weights[parameter][order]
-        orders = dict.fromkeys(ours, order)
-    return Plan(arguments, table, orders)
+    return Plan(arguments, table, {} if ends.content is None else _orders(file, columns(*ends.content), scaled, residual))
+
+
+def _orders(file: File, order: list[int], flow: bool, residual: bool) -> dict[str, list[int]]:
+    """For what our names start with, their column for each of ours; rows that need it are moved in the file's weights."""
+    met = ("inputs_norm", "to_k.weight", "to_v.weight")
+    ours = [f"encoder.cross_attentions.{u}.attention.{name}" for u in range(2) for name in met]
+    if flow:  # queries are encoded inputs
+        ours += ["decoder.attention_norm", "decoder.attention.to_q.weight"]
+    if flow and residual:  # and so are decoded ones
+        ours += ["decoder.feed_forward_norm", "decoder.feed_forward.linear_in.weight", "outputs.head.weight"]
+        for linear in ("1.cross_attn.0.module.attention.o_proj", "1.cross_attn.1.module.3"):
+            for name, ndim in ((f"{linear}.weight", 2), (f"{linear}.bias", 1)):
+                if file.shape(name, ndim)[0] == len(order):  # else the shape is refused later
+                    file.weights[name] = file.weights[name][order]
+    return dict.fromkeys(ours, order)
 
 
 def _layer(ours: str, theirs: str, attention: Mapping[str, str], residual: bool = True) -> dict[str, str]:
@@ -304,7 +308,7 @@ def _layer(ours: str, theirs: str, attention: Mapping[str, str], residual: bool 
     }
 
 
-def _layers(file: File, settings: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+def _layers(file: File, settings: Settings) -> dict[str, Any]:
     """Which of the unique cross-attentions and stacks each layer uses."""
     reads, blocks = settings["num_cross_attention_layers"], settings["num_self_attention_blocks"]
     if reads > blocks:
@@ -314,7 +318,8 @@ def _layers(file: File, settings: Mapping[str, Any], told: Mapping[str, Any]) ->
     later = []
     for name, prefix in SHARING.items():
         unshared = any(key.startswith(prefix) for key in file.weights)
-        shared = not unshared if told.get(name) is None else a_bool(f"encoder.{name}", told[name])
+        told = settings.get(name)
+        shared = not unshared if told is None else a_bool(f"encoder.{name}", told)
         later.append(0 if shared else 1)
     cross, stack = later
     return {
@@ -330,12 +335,11 @@ def _image(file: File) -> Ends:
     inputs = {"kind": "Pixels", "data_shape": [channels, *axes], "num_bands": bands}
     outputs, decoder = _classes(file)
     encoder = {"image_shape": (*axes, channels), "num_frequency_bands": bands}
-    return Ends(
-        inputs, outputs, encoder, decoder, {"outputs.query": QUERY, "outputs.head": HEAD}, (channels, len(axes), bands)
-    )
+    table = {"outputs.query": QUERY, "outputs.head": HEAD}
+    return Ends(inputs, outputs, encoder, decoder, table, (channels, len(axes), bands))
 
 
-def _text(file: File, told: Any) -> Ends:
+def _text(file: File, told: Settings) -> Ends:
     vocabulary, dim = file.shape(f"{ADAPTER}txt_embedding.weight", 2)
     longest = file.shape(f"{ADAPTER}pos_embedding.weight", 2)[0]
     encoder = {"vocab_size": vocabulary, "max_seq_len": longest, "num_input_channels": dim}

@@ -48,12 +48,21 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
-    """Reads what Lightning stored beside the weights of a file that `read_weights` can read; empty where there is nothing."""
+    """Reads the settings that Lightning stored beside the weights, of a file that `read_weights` can read.
+
+    Returns:
+        What JSON can hold of them, `None` in place of the rest; nothing where there are none.
+
+    Raises:
+        ValueError: If they contain themselves, or nearly.
+    """
     state = _load(Path(path), mmap=True) if zipfile.is_zipfile(path) else None
     stored = state.get("hyper_parameters") if isinstance(state, Mapping) else None
-    if not isinstance(stored, Mapping):
-        return {}
-    return {name: vars(value) if isinstance(value, Record) else value for name, value in stored.items()}
+    try:
+        plain = json.loads(json.dumps(stored, default=lambda x: vars(x) if isinstance(x, Record) else None, skipkeys=True))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its hyper_parameters are damaged ({error}): copy or download it again") from error
+    return plain if isinstance(plain, dict) else {}
 
 
 class Record:
@@ -65,7 +74,7 @@ class Record:
 
 def _load(path: Path, *, mmap: bool = False) -> Any:
     """`torch.load` that runs nothing from the file."""
-    records = []
+    records: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
     if zipfile.is_zipfile(path):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         records = [(Record, name) for name in names if name.startswith("perceiver.")]

@@ -194,14 +194,15 @@ def changed(encoder=None, decoder=None, **rest) -> dict[str, Any]:
         ({"decoder": {"num_cross_attention_heads": None}}, "decoder lacks num_cross_attention_heads"),
         (
             {"encoder": {"num_cross_attention_layers": 3}},
-            "num_cross_attention_layers=3 must be at most num_self_attention_blocks=2",
+            "num_cross_attention_layers=3 must be at most .*_blocks=2",
         ),
         (
             {"encoder": {"num_cross_attention_layers": 2, "first_cross_attention_layer_shared": False}},
             r"0\.cross_attn_n\..* is missing",
         ),
         ({"encoder": {"first_self_attention_block_shared": 1}}, "first_self_attention_block_shared=1 must be"),
-        ({"encoder": {"heads": 1}}, r"encoder has unknown settings \['heads'\]"),
+        ({"encoder": {"heads": 1, 7: 2}}, r"encoder has unknown settings \['7', 'heads'\]"),
+        ({"decoder": {"first_self_attention_block_shared": True}}, r"decoder has unknown settings"),
         ({"encoder": {"image_shape": [9, 7, 3]}}, r"encoder\.image_shape=\(9, 7, 3\), but the weights show \(7, 9, 3\)"),
         ({"decoder": {"num_classes": 6}}, r"decoder\.num_classes=6, but the weights show 5"),
         ({"decoder": {"cross_attention_residual": False}}, r"decoder\.cross_attention_residual=False"),
@@ -221,8 +222,9 @@ def test_all_missing_settings_are_named_together(tmp_path):
         from_pretrained(source)
     with pytest.raises(ValueError, match="decoder lacks num_cross_attention_heads, rescale_factor"):
         from_pretrained(source, encoder=untold("flow")["encoder"])
-    with pytest.raises(ValueError, match="encoder='heads' must be a mapping"):
-        from_pretrained(source, encoder="heads")
+    for bad in ("heads", 5, [1]):
+        with pytest.raises(ValueError, match=r"encoder=.* must be a mapping"):
+            from_pretrained(source, encoder=bad)
     with pytest.raises(TypeError, match="num_cross_attention_heads"):
         from_pretrained(source, num_cross_attention_heads=1)
 
@@ -255,7 +257,7 @@ def test_weights_must_fit(change, message):
         perceiver_io.load(state, "file", **changed({"image_shape": (7, 9, 3)}))
 
 
-@pytest.mark.parametrize("case", ["flow with residual", "tied", "untied", "classified text"])
+@pytest.mark.parametrize("case", [PLAIN, "flow with residual", "tied", "untied", "classified text"])
 @pytest.mark.parametrize("bad", [None, torch.zeros(()), torch.zeros(0, 3), torch.zeros(2, 0)], ids=["none", "0d", "03", "20"])
 def test_any_bad_tensor_is_one_error(case, bad):
     state = state_of(case, torch.float32)
@@ -313,6 +315,32 @@ def test_lightning_without_settings_needs_them(tmp_path):
     with pytest.raises(ValueError, match="encoder lacks"):
         from_pretrained(path)
     assert from_pretrained(path, **untold(PLAIN)).config["heads"] == 3
+
+
+def cyclic() -> list:
+    found: list = []
+    found.append(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"encoder": 3}, "encoder=3 must be a mapping"),
+        ({"encoder": {1: torch.zeros(2), "num_classes": torch.zeros(3)}}, "encoder lacks"),
+        ({"encoder": {"num_cross_attention_heads": torch.ones(2)}}, "encoder lacks num_cross_attention_heads"),
+        ([torch.zeros(2)], "encoder lacks"),
+        ({"num_latents": [torch.zeros(2)]}, r"num_latents=\(None,\)"),
+        (cyclic(), "hyper_parameters are damaged"),
+    ],
+    ids=range(6),
+)
+def test_damaged_hyper_parameters_are_one_error(stored, message, tmp_path):
+    path = tmp_path / "model.ckpt"
+    state = {f"model.{name}": tensor for name, tensor in state_of(PLAIN, torch.float32).items()}
+    torch.save({"state_dict": state, "hyper_parameters": stored}, path)
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(path)
 
 
 def test_nothing_is_imported_or_run(tmp_path, monkeypatch):
