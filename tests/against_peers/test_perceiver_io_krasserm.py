@@ -8,8 +8,10 @@ time of writing one, classes of these names are made.
 import dataclasses
 import enum
 import json
+import re
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -262,6 +264,20 @@ def test_weights_must_fit(change, message):
         perceiver_io.load(state, "file", **changed({"image_shape": (7, 9, 3)}))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"0.input_adapter.linear.weight": torch.zeros(5, 20)}, "num_patch_input_channels=10 is no multiple of 9"),
+        ({POSITIONS: torch.from_numpy(fourier((42,), 2))}, "position_encoding has 1 axes, not the 2 of optical flow"),
+        ({"1.cross_attn.1.module.1.weight": torch.zeros(16, 15)}, "has 16 rows, no multiple of its 15 columns"),
+    ],
+    ids=["patches", "axes", "rows"],
+)
+def test_weights_of_optical_flow_must_fit(change, message):
+    with pytest.raises(ValueError, match=message):
+        perceiver_io.load({**state_of("flow", torch.float32), **change}, "file", **untold("flow"))
+
+
 @pytest.mark.parametrize("case", [PLAIN, "flow with residual", "tied", "untied", "classified text"])
 @pytest.mark.parametrize("bad", [None, torch.zeros(()), torch.zeros(0, 3), torch.zeros(2, 0)], ids=["none", "0d", "03", "20"])
 def test_any_bad_tensor_is_one_error(case, bad):
@@ -370,3 +386,21 @@ def test_convert(tmp_path, capsys):
     assert torch.equal(from_pretrained(tmp_path / "ours")(x.float(), mask), wanted)
     assert main(["convert", str(source), str(tmp_path / "new")]) == 2
     assert "encoder lacks" in capsys.readouterr().err
+
+
+@pytest.mark.checkout
+def test_documented(tmp_path, monkeypatch):
+    """The page's code, which the test of all pages cannot run: its files are those of another library."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
+    (code,) = re.findall(r'^```python title="perceiver-io"\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+    folder = tmp_path / "classifier"
+    folder.mkdir()
+    state = state_of(PLAIN, torch.float32)
+    for form in FORMS[:2]:
+        write(PLAIN, form, state, tmp_path)
+    write(PLAIN, "hub", state, folder)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(code, page, "exec"), found)
+    for name in ("first", "second", "third"):
+        assert found[name].config == from_pretrained(folder).config

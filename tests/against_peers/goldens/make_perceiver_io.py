@@ -2,10 +2,11 @@
 
     python tests/against_peers/goldens/make_perceiver_io.py [FOLDER]
 
-runs in an environment with perceiver-io==0.11.0 (see `benchmarks.peers`), transformers 4 and pytorch-lightning 2. Weights and
-inputs are drawn from seeds, here as in the tests, so that only results are kept: for each case settings, names and shapes of
-the weights, outputs and some gradients in float64; and for each published model settings, names and shapes. With a FOLDER,
-the models are also saved there by the peer's own code, in all forms that it has, for a look by hand.
+runs where perceiver-io==0.11.0 is installed as `benchmarks.peers` says, and beside it "transformers<5" "pytorch-lightning<3"
+torchmetrics==0.9.3 "setuptools<81" opencv-python-headless pillow tqdm. Weights and inputs are drawn from seeds, here as in
+the tests, so that only results are kept: for each case settings, names and shapes of the weights, outputs and some gradients
+in float64; and for each published model settings, names and shapes. With a FOLDER, the models are also saved there by the
+peer's own code, in all forms that it has, for a look by hand.
 """
 
 import json
