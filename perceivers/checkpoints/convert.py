@@ -1,6 +1,7 @@
 """`perceivers convert SOURCE DESTINATION`: from any known format to this library's, or to transformers'."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def main(arguments: list[str]) -> int:
     told.add_argument("--max-freq", type=float)
     for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
         told.add_argument(f"--{name}", type=int)
+    told = parser.add_argument_group(
+        "what state_dicts of perceiver-io do not tell, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
+    )
+    for name in ("encoder", "decoder"):
+        told.add_argument(f"--{name}", type=json.loads, metavar="SETTINGS")
     chosen = vars(parser.parse_args(arguments))
     source, destination, form = (chosen.pop(name) for name in ("source", "destination", "to"))
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import perceiver_pytorch, transformers
+from perceivers.checkpoints import perceiver_io, perceiver_pytorch, transformers
 from perceivers.checkpoints.native import CONFIG, WEIGHTS
 from perceivers.checkpoints.translate import read_weights
 from perceivers.factory import MODELS
@@ -15,7 +15,7 @@ from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
 # Files without a configuration, told by the names of their tensors: modules with `recognises(weights)` and `load`.
-FORMATS = (perceiver_pytorch,)
+FORMATS = (perceiver_pytorch, perceiver_io)
 
 
 def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arguments: Any) -> Perceiver | PerceiverIO:
@@ -25,12 +25,15 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
     - transformers': the same with one of its seven Perceiver heads, `model.safetensors` or `pytorch_model.bin`.
     - perceiver-pytorch's `Perceiver`: a file that `torch.save(model.state_dict(), path)` or safetensors wrote. Such files do
       not tell `max_freq`, `cross_heads` and `latent_heads`: give what the model was made with.
+    - perceiver-io's (krasserm) image classifier, masked language model, text classifier and optical flow: checkpoints of
+      Lightning, folders or repositories of the hub, and files with a state_dict, which do not tell heads and repetitions.
 
     Args:
         source: The folder, file, or name on the hub.
         local_files_only: Never download.
         **arguments: Of this library's format, those of `Perceiver.from_pretrained`; of perceiver-pytorch's, those of
-            `perceivers.checkpoints.perceiver_pytorch.load`.
+            `perceivers.checkpoints.perceiver_pytorch.load`; of files of perceiver-io, those of
+            `perceivers.checkpoints.perceiver_io.load`.
 
     Raises:
         ValueError: If the format is not known, or a file is missing, damaged or does not fit; no half of a model is loaded.
@@ -54,6 +57,11 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
             raise TypeError(f"unknown arguments {sorted(arguments)}: a transformers configuration tells everything")
         weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
         return transformers.load(config, weights, str(source))  # pyright: ignore[reportReturnType]
+    if perceiver_io.recognises_folder(config, str(source)):
+        if arguments:
+            raise TypeError(f"unknown arguments {sorted(arguments)}: a configuration of perceiver-io tells everything")
+        weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
+        return perceiver_io.load_folder(config, weights, str(source))  # pyright: ignore[reportReturnType]
     raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={config.get('model_type')!r} is not known")
 
 
