@@ -58,7 +58,7 @@ class PerceiverBlock(nn.Module):
         head_dim: int | None = None,
         ff_dim: int | None = None,
         ff_dim_scale: float = 4,
-        bias: bool = True,
+        bias: bool | str = True,
         pre_norm: bool = True,
         activation: str = "gelu",
         ff_dropout: float = 0.0,
@@ -76,7 +76,7 @@ class PerceiverBlock(nn.Module):
             head_dim: Width of a head; `None` for `dim // heads` and `dim // cross_heads`.
             ff_dim: Hidden width of the feed-forward; `None` for `ff_dim_scale * dim`.
             ff_dim_scale: See `ff_dim`.
-            bias: Whether the linear maps of the attentions have a bias.
+            bias: Whether the linear maps of the attentions have a bias; "out" for the last of each alone.
             pre_norm: Norm before the steps or after the residuals.
             activation: "gelu", "gelu_tanh" or "geglu".
             ff_dropout: Dropout of the feed-forward.
@@ -161,7 +161,7 @@ class Perceiver(Pretrained):
         head_dim: Width of a head everywhere; `None` for `dim // heads` in the latents, `dim // cross_heads` across.
         cross_head_dim: Width of a head of the cross-attention, where it differs.
         num_classes: Size of the logits; `None` for pooled latents instead.
-        bias: Whether the linear maps of the attentions have a bias.
+        bias: Whether the linear maps of the attentions have a bias; "out" for the last of each alone.
         final_norm: Whether pooled latents pass a layer norm.
         activation: "gelu" (exact), "gelu_tanh" or "geglu".
         attention_implementation: How cross-attention is computed, see `set_attention_implementation`. In no checkpoint.
@@ -198,7 +198,7 @@ class Perceiver(Pretrained):
         head_dim: int | None = None,
         cross_head_dim: int | None = None,
         num_classes: int | None = None,
-        bias: bool = True,
+        bias: bool | str = True,
         final_norm: bool = False,
         activation: str = "gelu",
         attention_implementation: str = "auto",

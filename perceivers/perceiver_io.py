@@ -68,14 +68,15 @@ class PerceiverIO(Pretrained):
         decoder_qk_channels: Width of its queries and keys; `None` for `dim`.
         decoder_v_channels: Width of its values; `None` for `decoder_qk_channels`.
         decoder_query_residual: Whether an output query is added to what it gathered.
-        decoder_ff_dim: Hidden width of its feed-forward; `None` for `decoder_ff_dim_scale` times the width of a query.
+        decoder_ff_dim: Hidden width of its feed-forward, 0 for none; `None` for `decoder_ff_dim_scale` times the width of
+            a query.
         decoder_ff_dim_scale: See `decoder_ff_dim`.
         pre_norm: See `Perceiver`, and so for all that follow.
         ff_dim: Hidden width of the feed-forward; `None` for `ff_dim_scale * dim`.
         ff_dim_scale: See `ff_dim`; 1 as published.
         ff_dropout: Dropout of the feed-forward.
         attention_dropout: Dropout of the attention weights.
-        bias: Whether the linear maps of the attentions have a bias.
+        bias: Whether the linear maps of the attentions have a bias; "out" for the last of each alone.
         activation: "gelu" (exact), "gelu_tanh" or "geglu".
         attention_implementation: See `set_attention_implementation`. In no checkpoint.
 
@@ -114,7 +115,7 @@ class PerceiverIO(Pretrained):
         ff_dim_scale: float = 1,
         ff_dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        bias: bool = True,
+        bias: bool | str = True,
         activation: str = "gelu",
         attention_implementation: str = "auto",
     ) -> None:
@@ -169,6 +170,7 @@ class PerceiverIO(Pretrained):
                 ff_dropout=ff_dropout,
                 attention_dropout=attention_dropout,
                 prefix="decoder_",
+                minimum=0,
             )
             decoder_ff_dim = settings["ff_dim"]
             self.decoder = CrossAttentionBlock(
@@ -199,7 +201,14 @@ class PerceiverIO(Pretrained):
         self.set_attention_implementation(attention_implementation)
 
     def forward(
-        self, x: Any, mask: Any = None, *, indices: Any = None, query_mask: Any = None, chunk_size: int | None = None
+        self,
+        x: Any,
+        mask: Any = None,
+        *,
+        indices: Any = None,
+        query_mask: Any = None,
+        queries: Any = None,
+        chunk_size: int | None = None,
     ) -> Any:
         """Maps inputs to outputs.
 
@@ -210,6 +219,8 @@ class PerceiverIO(Pretrained):
                 all. For several outputs, a dict with entries for some of them. Chosen in training, it saves memory.
             query_mask: Which of all output queries may attend, bool `[B, O]`, or a dict as above; the others gather
                 zeros. `None` for all.
+            queries: The output queries themselves, for an output that has none of its own, such as
+                `outputs.GivenQueries`; or a dict as above.
             chunk_size: How many queries are decoded at a time, so that memory beside the result stays constant without
                 gradients; `None` for all at once.
 
@@ -220,7 +231,8 @@ class PerceiverIO(Pretrained):
             ValueError: If a shape, dtype or index does not fit.
         """
         tokens = self.inputs(x, mask)
-        return self.decode(self.encoder(tokens), tokens, indices=indices, query_mask=query_mask, chunk_size=chunk_size)
+        chosen = {"indices": indices, "query_mask": query_mask, "queries": queries}
+        return self.decode(self.encoder(tokens), tokens, **chosen, chunk_size=chunk_size)
 
     def encode(self, x: Any, mask: Any = None) -> Tensor:
         """Maps inputs, as in `forward`, to latents `[B, num_latent_tokens, dim]`."""
@@ -233,6 +245,7 @@ class PerceiverIO(Pretrained):
         *,
         indices: Any = None,
         query_mask: Any = None,
+        queries: Any = None,
         chunk_size: int | None = None,
     ) -> Any:
         """Reads an output from latents.
@@ -242,6 +255,7 @@ class PerceiverIO(Pretrained):
             tokens: The token groups, `model.inputs(x, mask)`, for outputs whose queries are made of the inputs.
             indices: As in `forward`.
             query_mask: As in `forward`.
+            queries: As in `forward`.
             chunk_size: As in `forward`.
         """
         sources, cache = [Tokens.of(latents)], {}  # keys and values of the latents are made once, for all chunks
@@ -250,7 +264,8 @@ class PerceiverIO(Pretrained):
             assert self.decoder is not None, "an output with queries has a decoder"
             return self.decoder(queries, sources, cache, attending)
 
-        encoded = Encoded(latents, attend, tokens, self.inputs)
+        self.outputs.check_queries(queries)
+        encoded = Encoded(latents, attend, tokens, self.inputs, queries)
         return self.outputs(encoded, indices=indices, query_mask=query_mask, chunk_size=chunk_size)
 
     def attention_maps(

@@ -87,7 +87,9 @@ def check_input(
         _equal(remade, encoded, "described and made again", rtol, atol)
 
 
-def check_model(model: PerceiverIO, x: Any, mask: Any = None, *, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+def check_model(
+    model: PerceiverIO, x: Any, mask: Any = None, *, queries: Any = None, rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
     """Checks a `PerceiverIO`, and with it its output module.
 
     The laws: results are finite; samples differ, and a batch is its samples one by one; decoding in chunks gives the same;
@@ -97,6 +99,7 @@ def check_model(model: PerceiverIO, x: Any, mask: Any = None, *, rtol: float = 1
         model: The model. Small is enough.
         x: What it takes, a batch of at least two samples.
         mask: A mask for them.
+        queries: Queries for each sample, for an output that has none of its own.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
 
@@ -106,24 +109,24 @@ def check_model(model: PerceiverIO, x: Any, mask: Any = None, *, rtol: float = 1
     """
     batch = _batch_size(x)
     model = _drawn(model)
-    whole = _named(model(x, mask))
+    whole = _named(model(x, mask, queries=queries))
     for name, out in whole.items():
         _law(bool(out.isfinite().all()), "finite values", f"{name} is not finite")
         _differ(out, "samples differ")
     for b in range(batch):
-        for name, out in _named(model(_sample(x, b), _sample(mask, b))).items():
+        for name, out in _named(model(_sample(x, b), _sample(mask, b), queries=_sample(queries, b))).items():
             _equal(out, whole[name][b : b + 1], "a batch is its samples", rtol, atol)
     for chunk_size in (1, 3):
-        for name, out in _named(model(x, mask, chunk_size=chunk_size)).items():
+        for name, out in _named(model(x, mask, queries=queries, chunk_size=chunk_size)).items():
             _equal(out, whole[name], "chunks are the whole", rtol, atol)
     _gradients(model, torch.cat([out.flatten() for out in whole.values()]))
     for implementation in IMPLEMENTATIONS:
         model.set_attention_implementation(implementation)
-        for name, out in _named(model(x, mask)).items():
+        for name, out in _named(model(x, mask, queries=queries)).items():
             _equal(out, whole[name], f"implementations agree ({implementation})", rtol, atol)
     again = type(model)(**json.loads(json.dumps(model.config)))
     again.load_state_dict(model.state_dict())
-    for name, out in _named(again.to(next(model.parameters())).eval()(x, mask)).items():
+    for name, out in _named(again.to(next(model.parameters())).eval()(x, mask, queries=queries)).items():
         _equal(out, whole[name], "described and made again", rtol, atol)
 
 

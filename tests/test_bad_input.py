@@ -52,7 +52,7 @@ CONSTRUCTOR = [
     ({"frequency_base": 0}, "frequency_base=0 must be a finite number greater than 0"),
     ({"frequency_base": math.inf}, "frequency_base=inf must be"),
     ({"pre_norm": 1}, "pre_norm=1 must be True or False"),
-    ({"bias": None}, "bias=None must be True or False"),
+    ({"bias": None}, "bias=None must be True or False, or 'out' for the last map alone"),
     ({"final_norm": "yes"}, "final_norm='yes' must be True or False"),
     ({"ff_dim": 0}, "ff_dim=0 must be"),
     ({"ff_dim_scale": 0.3}, "ff_dim_scale=0.3 times dim=8 must be a whole number: give ff_dim instead"),

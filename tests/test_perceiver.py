@@ -183,6 +183,8 @@ def test_bias_is_of_both_attentions():
     missing = {name for name in build().state_dict() if name not in model.state_dict()}
     assert {name.rsplit(".", 2)[1] for name in missing} == {"to_q", "to_k", "to_v", "to_out"}
     assert len(missing) == 4 * (2 + 3)
+    last = set(build(bias="out").state_dict())
+    assert last - model.state_dict().keys() == {name for name in missing if name.endswith("to_out.bias")}
 
 
 def test_widths_of_the_feed_forward():

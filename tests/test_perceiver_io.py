@@ -55,13 +55,15 @@ BAD = [
         {"decoder_ff_dim_scale": 0.3},
         "decoder_ff_dim_scale=0.3 times dim=8 must be a whole number: give decoder_ff_dim instead",
     ),
-    ({"decoder_ff_dim": 0}, "decoder_ff_dim=0 must be"),
+    ({"decoder_ff_dim": -1}, "decoder_ff_dim=-1 must be a whole number of at least 0"),
     ({"decoder_query_residual": 1}, "decoder_query_residual=1 must be True or False"),
     ({"query_residual": 1}, "query_residual=1 must be True or False"),
     ({"layers_indice": [1]}, "layers_indice=[1] must use each of 0, 1, 2"),
     ({"attention_implementation": "fast"}, "attention_implementation='fast' must be one of"),
     ({"outputs": {"kind": "MeanPool", "dim": 13}}, "MeanPool has dim=13, but the latents have dim=12: make them equal"),
     ({"outputs": {"kind": "PerInput", "dim": 13, "num_channels": 2}}, "PerInput has dim=13, but the inputs have 12 channels"),
+    ({"outputs": {"kind": "PerToken", "dim": 13, "num_channels": 2}}, "PerToken has dim=13, but the inputs have 12 channels"),
+    ({"outputs": {"kind": "GivenQueries", "dim": 0, "num_channels": 2}}, "dim=0 must be"),
     ({"outputs": LOGITS}, "tied_to='embeddings.weight' is no parameter of the inputs: choose from []"),
     (
         {"inputs": TEXT, "outputs": {**LOGITS, "dim": 8}},
@@ -191,6 +193,7 @@ def test_widths():
     assert widths(qk_channels=6, cross_v_channels=7, decoder_qk_channels=4) == [(6, 7), (6, 6), (4, 4)]
     assert widths(decoder_v_channels=3) == [(12, 12), (12, 12), (12, 3)]
     assert build(decoder_ff_dim_scale=2).decoder.feed_forward.linear_in.out_features == 16
+    assert build(decoder_ff_dim=0).decoder.feed_forward is None
 
 
 def test_encoder_residual():

@@ -12,7 +12,7 @@ from perceivers import PerceiverIO, create_model
 from perceivers.factory import example_inputs
 from perceivers.inputs import InputModule, Pixels
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs import Grid, LearnedQueries, PerInput
+from perceivers.outputs import GivenQueries, Grid, LearnedQueries, PerInput
 from perceivers.testing import check_input, check_model
 
 
@@ -33,6 +33,11 @@ def test_every_input_keeps_the_laws(case):
 )
 def test_models_keep_the_laws(outputs):
     check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), outputs), torch.randn(2, 2, 3, 4))
+
+
+def test_given_queries_keep_the_laws():
+    model = model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), GivenQueries(dim=6, num_channels=2))
+    check_model(model, torch.randn(2, 2, 3, 4), queries=torch.randn(2, 5, 6))
 
 
 def test_published_model_keeps_the_laws():

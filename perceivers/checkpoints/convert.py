@@ -1,11 +1,11 @@
-"""`perceivers convert SOURCE DESTINATION`: from any known format to this library's, or to transformers'."""
+"""`perceivers convert SOURCE DESTINATION`: from any known format to this library's, transformers' or perceiver-pytorch's."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from perceivers.checkpoints import transformers
+from perceivers.checkpoints import perceiver_pytorch, transformers
 from perceivers.checkpoints.sources import from_pretrained
 from perceivers.perceiver_io import PerceiverIO
 
@@ -18,12 +18,21 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="perceivers convert", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or the name of a repository on the hub")
-    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="folder to write")
-    parser.add_argument("--to", choices=("perceivers", "transformers"), default="perceivers", help="default: %(default)s")
+    parser.add_argument(
+        "destination",
+        metavar="DESTINATION",
+        type=Path,
+        help="folder to write; a .safetensors or .pt file for perceiver-pytorch",
+    )
+    parser.add_argument(
+        "--to", choices=("perceivers", "transformers", "perceiver-pytorch"), default="perceivers", help="default: %(default)s"
+    )
     told = parser.add_argument_group("what files of perceiver-pytorch do not tell, as the model was made there")
     told.add_argument("--max-freq", type=float)
     for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
         told.add_argument(f"--{name}", type=int)
+    told.add_argument("--frequency-base", type=_spacing, metavar="BASE|linear")
+    told.add_argument("--fourier-encode-data", action=argparse.BooleanOptionalAction)
     told = parser.add_argument_group(
         "what state_dicts of perceiver-io do not tell, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
     )
@@ -37,9 +46,17 @@ def main(arguments: list[str]) -> int:
     model = from_pretrained(source, **options)
     if form == "perceivers":
         model.save_pretrained(destination)
+    elif form == "perceiver-pytorch":
+        name, theirs = perceiver_pytorch.constructor(model)
+        perceiver_pytorch.save(model, destination)
+        print(f"perceiver_pytorch.{name}({', '.join(f'{key}={value!r}' for key, value in theirs.items())})")
     elif isinstance(model, PerceiverIO):
         transformers.save(model, destination)
     else:
         raise ValueError(f"{source} is a {type(model).__name__}, which transformers does not have: it has PerceiverIO's")
     print(f"{destination}: {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
     return 0
+
+
+def _spacing(text: str) -> float | str:
+    return text if text == "linear" else float(text)

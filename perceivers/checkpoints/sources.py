@@ -23,8 +23,8 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
 
     - This library's: a folder, or the name of a repository on the hub, with `config.json` and `model.safetensors`.
     - transformers': the same with one of its seven Perceiver heads, `model.safetensors` or `pytorch_model.bin`.
-    - perceiver-pytorch's `Perceiver`: a file that `torch.save(model.state_dict(), path)` or safetensors wrote. Such files do
-      not tell `max_freq`, `cross_heads` and `latent_heads`: give what the model was made with.
+    - perceiver-pytorch's `Perceiver`, `PerceiverIO` and `PerceiverLM`: a file that `torch.save(model.state_dict(), path)` or
+      safetensors wrote. They do not tell `max_freq`, `cross_heads` and `latent_heads`: give what the model was made with.
     - perceiver-io's (krasserm) image classifier, masked language model, text classifier and optical flow: checkpoints of
       Lightning, folders or repositories of the hub, and files with a state_dict, which do not tell heads and repetitions.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from perceivers.checkpoints.translate import translated, write_folder
+from perceivers.checkpoints.translate import counterpart, differences, in_their_order, translated, write_folder
 from perceivers.inputs import InputModule
 from perceivers.perceiver_io import PerceiverIO
 
@@ -82,8 +82,7 @@ class Plan(NamedTuple):
 
     def name(self, ours: str) -> str | None:
         """Their name for one of ours."""
-        start = next((start for start in self.table if ours == start or ours.startswith(start + ".")), None)
-        return None if start is None else self.table[start] + ours[len(start) :]
+        return counterpart(self.table, ours)
 
     @classmethod
     def of(cls, head: str, settings: Mapping[str, Any], labels: int, source: str) -> "Plan":
@@ -150,7 +149,7 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
     plan = Plan.of(head, settings, classes, type(model).__name__)
     with torch.device("meta"):
         wanted = PerceiverIO(**plan.arguments).config
-    if differing := _differences(config, wanted):
+    if differing := differences(config, wanted):
         raise ValueError(f"transformers' {head} cannot express {'; '.join(differing)}")
     if labels is not None and len(labels) != classes:
         raise ValueError(f"labels has {len(labels)} names, but the model has {classes} classes: give one each")
@@ -159,10 +158,7 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
     for name, tensor in model.state_dict().items():
         theirs = plan.name(name)
         assert theirs is not None, f"{name} is in no table"
-        order = next((order for start, order in plan.orders.items() if name.startswith(start)), None)
-        value = tensor.detach()
-        if order is not None:
-            value = torch.empty_like(value).index_copy_(-1, torch.tensor(order, device=value.device), value)
+        value = in_their_order(name, tensor.detach(), plan.orders)
         if theirs.endswith(CONVOLUTION):
             value = value[..., None, None]
         elif ".padding." in theirs or ".mask." in theirs:
@@ -223,20 +219,6 @@ def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
                 "_label_trainable_num_channels": outputs["modalities"]["label"]["dim"],
             }
     return settings
-
-
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What two configurations differ in, dropout and the sizes of pictures apart, which no weight depends on."""
-    found = []
-    for key, value in ours.items():
-        other = theirs.get(key)
-        if key in ("ff_dropout", "attention_dropout", "attention_implementation"):
-            continue
-        if key == "inputs" and value["kind"] in ("Pixels", "ConvStem"):
-            value, other = ({**one, "data_shape": one["data_shape"][:1]} for one in (value, other or {"data_shape": []}))
-        if value != other:
-            found.append(f"{key}={value!r}, only {other!r}")
-    return found
 
 
 def columns(content: int, axes: int, bands: int) -> list[int]:

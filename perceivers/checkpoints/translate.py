@@ -132,12 +132,63 @@ def translated(
             if [n for n in value.shape if n != 1] != [n for n in tensor.shape if n != 1]:
                 raise ValueError(f"{source}: {their_name} has shape {list(value.shape)}, not {list(tensor.shape)}")
             value = value.reshape(tensor.shape)
-        order = next((order for start, order in (orders or {}).items() if name.startswith(start)), None)
+        order = _order(name, orders or {})
         state[name] = value.contiguous() if order is None else value[..., list(order)]
     if unused := sorted(theirs.keys() - used):
         raise ValueError(f"{source}: {len(unused)} tensors have no place in {type(model).__name__}, such as {unused[:3]}")
     fill(model, state, source)
     return model.eval()
+
+
+def counterpart(table: Mapping[str, str], name: str) -> str | None:
+    """Their name for one of ours, by a table of what ours and theirs start with."""
+    start = next((start for start in table if name == start or name.startswith(start + ".")), None)
+    return None if start is None else table[start] + name[len(start) :]
+
+
+def in_their_order(name: str, tensor: Tensor, orders: Mapping[str, Sequence[int]]) -> Tensor:
+    """A tensor of ours with its columns where they have them; `orders` as in `translated`."""
+    order = _order(name, orders)
+    if order is None:
+        return tensor
+    return torch.empty_like(tensor).index_copy_(-1, torch.tensor(order, device=tensor.device), tensor)
+
+
+def _order(name: str, orders: Mapping[str, Sequence[int]]) -> Sequence[int] | None:
+    return next((order for start, order in orders.items() if name.startswith(start)), None)
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What two configurations differ in, dropout and the sizes of pictures apart, which no weight depends on."""
+    found = []
+    for key, value in ours.items():
+        other = theirs.get(key)
+        if key in ("ff_dropout", "attention_dropout", "attention_implementation"):
+            continue
+        if key == "inputs" and value["kind"] in ("Pixels", "ConvStem"):
+            value, other = ({**one, "data_shape": one["data_shape"][:1]} for one in (value, other or {"data_shape": []}))
+        if value != other:
+            found.append(f"{key}={value!r}, only {other!r}")
+    return found
+
+
+def write_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Writes a file of named tensors, safetensors or what `torch.save` writes, beside the old one and then in its place.
+
+    Raises:
+        ValueError: If the suffix is neither `.safetensors` nor `.pt`.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pt"):
+        raise ValueError(f"{path} must end with .safetensors or .pt, which say how tensors are written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as temporary:
+        written = Path(temporary) / path.name
+        if path.suffix == ".safetensors":
+            save_file(dict(state), written, metadata={"format": "pt"})
+        else:
+            torch.save(dict(state), written)
+        os.replace(written, path)
 
 
 def write_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

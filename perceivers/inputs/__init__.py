@@ -3,6 +3,7 @@
 from perceivers.inputs.audio import LogMel, Waveform
 from perceivers.inputs.base import InputModule, Located
 from perceivers.inputs.conv import ConvStem
+from perceivers.inputs.features import Features
 from perceivers.inputs.flow import FramePairs
 from perceivers.inputs.labels import Labels
 from perceivers.inputs.multimodal import Multimodal
@@ -18,6 +19,7 @@ __all__ = [
     "ByteTokenizer",
     "ConvStem",
     "Events",
+    "Features",
     "FramePairs",
     "InputModule",
     "Labels",

@@ -49,6 +49,13 @@ def resolve_channels(
     return int(channels["qk_channels"]), int(channels["v_channels"])
 
 
+def a_bias(bias: Any) -> bool | str:
+    """Returns `bias` if it says which of the linear maps of an attention have one: all, none, or "out", the last."""
+    if not isinstance(bias, bool) and bias != "out":
+        raise ValueError(f"bias={bias!r} must be True or False, or 'out' for the last map alone")
+    return bias
+
+
 class CrossAttention(nn.Module):
     """Attention from latents to encoded inputs, without norm of the latents, residual or feed-forward.
 
@@ -59,7 +66,7 @@ class CrossAttention(nn.Module):
         head_dim: Width of a head; `None` for `dim // heads`.
         qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
         v_channels: Width of values over all heads; `None` for that of queries and keys.
-        bias: Whether the four linear maps have a bias.
+        bias: Whether the four linear maps have a bias; "out" for the last of them alone.
         dropout: Probability of dropping an attention weight in training.
         norm_inputs: Whether encoded inputs pass a layer norm first.
 
@@ -76,7 +83,7 @@ class CrossAttention(nn.Module):
         head_dim: int | None = None,
         qk_channels: int | None = None,
         v_channels: int | None = None,
-        bias: bool = True,
+        bias: bool | str = True,
         dropout: float = 0.0,
         norm_inputs: bool = True,
     ) -> None:
@@ -88,10 +95,10 @@ class CrossAttention(nn.Module):
         self.attention_implementation = "auto"
 
         self.inputs_norm = nn.LayerNorm(kv_dim) if a_bool("norm_inputs", norm_inputs) else None
-        self.to_q = Linear(dim, qk_channels, bias=a_bool("bias", bias))
-        self.to_k = Linear(kv_dim, qk_channels, bias=bias)
-        self.to_v = Linear(kv_dim, v_channels, bias=bias)
-        self.to_out = Linear(v_channels, dim, bias=bias)
+        self.to_q = Linear(dim, qk_channels, bias=a_bias(bias) is True)
+        self.to_k = Linear(kv_dim, qk_channels, bias=bias is True)
+        self.to_v = Linear(kv_dim, v_channels, bias=bias is True)
+        self.to_out = Linear(v_channels, dim, bias=bias is not False)
 
     def forward(
         self,
@@ -187,7 +194,7 @@ class SelfAttention(nn.Module):
         head_dim: Width of a head; `None` for `dim // heads`.
         qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
         v_channels: Width of values over all heads; `None` for that of queries and keys.
-        bias: Whether the four linear maps have a bias.
+        bias: Whether the four linear maps have a bias; "out" for the last of them alone.
         dropout: Probability of dropping an attention weight in training.
 
     Raises:
@@ -202,7 +209,7 @@ class SelfAttention(nn.Module):
         head_dim: int | None = None,
         qk_channels: int | None = None,
         v_channels: int | None = None,
-        bias: bool = True,
+        bias: bool | str = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -211,10 +218,10 @@ class SelfAttention(nn.Module):
         self.dropout = a_probability("dropout", dropout)
         self.scale = (qk_channels // self.heads) ** -0.5
 
-        self.to_q = Linear(dim, qk_channels, bias=a_bool("bias", bias))
-        self.to_k = Linear(dim, qk_channels, bias=bias)
-        self.to_v = Linear(dim, v_channels, bias=bias)
-        self.to_out = Linear(v_channels, dim, bias=bias)
+        self.to_q = Linear(dim, qk_channels, bias=a_bias(bias) is True)
+        self.to_k = Linear(dim, qk_channels, bias=bias is True)
+        self.to_v = Linear(dim, v_channels, bias=bias is True)
+        self.to_out = Linear(v_channels, dim, bias=bias is not False)
 
     def forward(self, latents_BND: Tensor) -> Tensor:
         """Maps latents `[B, N, D]` to `[B, N, D]`."""

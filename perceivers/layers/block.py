@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_number, a_probability, an_int, one_of
-from perceivers.layers.attention import CrossAttention, SelfAttention
+from perceivers.layers.attention import CrossAttention, SelfAttention, a_bias
 from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward
 from perceivers.ops.tokens import Tokens
 
@@ -21,12 +21,12 @@ class CrossAttentionBlock(nn.Module):
     Args:
         dim: Width of the latents.
         kv_dim: Channels of an encoded input.
-        ff_dim: Hidden width of the feed-forward.
+        ff_dim: Hidden width of the feed-forward; 0 for none.
         heads: Number of heads.
         head_dim: Width of a head; `None` for `dim // heads`.
         qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
         v_channels: Width of values over all heads; `None` for that of queries and keys.
-        bias: Whether the linear maps of the attention have a bias.
+        bias: Whether the linear maps of the attention have a bias; "out" for the last of them alone.
         pre_norm: Whether norms come before the steps, and on the inputs, or after the residuals.
         activation: See `FeedForward`.
         ff_dropout: Dropout of the feed-forward.
@@ -44,7 +44,7 @@ class CrossAttentionBlock(nn.Module):
         head_dim: int | None = None,
         qk_channels: int | None = None,
         v_channels: int | None = None,
-        bias: bool = True,
+        bias: bool | str = True,
         pre_norm: bool = True,
         activation: str = "gelu",
         ff_dropout: float = 0.0,
@@ -65,9 +65,10 @@ class CrossAttentionBlock(nn.Module):
             dropout=attention_dropout,
             norm_inputs=pre_norm,
         )
-        self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=ff_dropout)
+        settings = {"dim": dim, "hidden_dim": ff_dim, "activation": activation, "dropout": ff_dropout}
+        self.feed_forward = None if ff_dim == 0 else FeedForward(**settings)
         self.attention_norm = nn.LayerNorm(dim)
-        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward_norm = None if ff_dim == 0 else nn.LayerNorm(dim)
 
     def forward(
         self,
@@ -85,12 +86,14 @@ class CrossAttentionBlock(nn.Module):
         self.attention.check(latents, inputs)
         if isinstance(latents, Tokens) and self.pre_norm:
             attended = self.attention(latents, inputs, cache, query_mask, self.attention_norm)
-            attended = attended + latents.encoded().to(attended.dtype) if self.query_residual else attended
-            return _step(attended, self.feed_forward, self.feed_forward_norm, self.pre_norm)
-        latents = latents.encoded().to(self.attention.to_q.weight.dtype) if isinstance(latents, Tokens) else latents
-        attend = lambda x: self.attention(x, inputs, cache, query_mask)  # noqa: E731
-        latents = _step(latents, attend, self.attention_norm, self.pre_norm, self.query_residual)
-        return _step(latents, self.feed_forward, self.feed_forward_norm, self.pre_norm)
+            x = latents.encoded().to(attended.dtype) + attended if self.query_residual else attended
+        else:
+            x = latents.encoded().to(self.attention.to_q.weight.dtype) if isinstance(latents, Tokens) else latents
+            attend = lambda x: self.attention(x, inputs, cache, query_mask)  # noqa: E731
+            x = _step(x, attend, self.attention_norm, self.pre_norm, self.query_residual)
+        if self.feed_forward is None or self.feed_forward_norm is None:
+            return x
+        return _step(x, self.feed_forward, self.feed_forward_norm, self.pre_norm)
 
     def attention_maps(self, latents: Tensor, inputs: Sequence[Tokens], *, log_scores: bool = False) -> Tensor:
         """Returns the attention weights `[B, H, N, M]`, or their logarithms."""
@@ -99,7 +102,8 @@ class CrossAttentionBlock(nn.Module):
 
     def flops(self, num_latents: int, num_inputs: int) -> int:
         """Multiplications and additions of the matrix products of the dense algorithm, for one sample."""
-        return self.attention.flops(num_latents, num_inputs) + self.feed_forward.flops(num_latents)
+        forward = 0 if self.feed_forward is None else self.feed_forward.flops(num_latents)
+        return self.attention.flops(num_latents, num_inputs) + forward
 
 
 class LatentTransformer(nn.Module):
@@ -112,7 +116,7 @@ class LatentTransformer(nn.Module):
         head_dim: Width of a head; `None` for `dim // heads`.
         qk_channels: Width of queries and keys over all heads, where it is not `heads * head_dim`.
         v_channels: Width of values over all heads; `None` for that of queries and keys.
-        bias: Whether the linear maps of the attention have a bias.
+        bias: Whether the linear maps of the attention have a bias; "out" for the last of them alone.
         pre_norm: Whether norms come before the steps or after the residuals.
         activation: See `FeedForward`.
         ff_dropout: Dropout of the feed-forward.
@@ -128,7 +132,7 @@ class LatentTransformer(nn.Module):
         head_dim: int | None = None,
         qk_channels: int | None = None,
         v_channels: int | None = None,
-        bias: bool = True,
+        bias: bool | str = True,
         pre_norm: bool = True,
         activation: str = "gelu",
         ff_dropout: float = 0.0,
@@ -170,16 +174,17 @@ def block_settings(
     dim: int,
     ff_dim: int | None,
     ff_dim_scale: float,
-    bias: bool,
+    bias: bool | str,
     pre_norm: bool,
     activation: str,
     ff_dropout: float,
     attention_dropout: float,
     prefix: str = "",
+    minimum: int = 1,
 ) -> dict[str, Any]:
     """Checks what the blocks of a model have in common and returns it as their arguments, `ff_dim` resolved.
 
-    `prefix` stands before the names of the feed-forward's widths in messages.
+    `prefix` stands before the names of the feed-forward's widths in messages; `minimum` is the least `ff_dim`.
     """
     dim = an_int("dim", dim)
     if ff_dim is None:
@@ -191,8 +196,8 @@ def block_settings(
         ff_dim = int(width)
     return {
         "dim": dim,
-        "ff_dim": an_int(f"{prefix}ff_dim", ff_dim),
-        "bias": a_bool("bias", bias),
+        "ff_dim": an_int(f"{prefix}ff_dim", ff_dim, minimum),
+        "bias": a_bias(bias),
         "pre_norm": a_bool("pre_norm", pre_norm),
         "activation": one_of("activation", activation, ACTIVATIONS),
         "ff_dropout": a_probability("ff_dropout", ff_dropout),

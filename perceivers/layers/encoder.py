@@ -46,7 +46,7 @@ class LatentEncoder(nn.Module):
         v_channels: int,
         cross_qk_channels: int,
         cross_v_channels: int,
-        bias: bool,
+        bias: bool | str,
         activation: str,
         query_residual: bool = True,
     ) -> None:

@@ -1,15 +1,17 @@
 """Output modules of `PerceiverIO`: they make queries, and results of what the queries gather from the latents."""
 
+from perceivers.outputs.given import GivenQueries
 from perceivers.outputs.grid import Grid
 from perceivers.outputs.learned import LearnedQueries, MultiTask
 from perceivers.outputs.multimodal import Multimodal
 from perceivers.outputs.output import Encoded, Output, QueryOutput
-from perceivers.outputs.per_input import PerInput
+from perceivers.outputs.per_input import PerInput, PerToken
 from perceivers.outputs.pooled import MeanPool
 from perceivers.outputs.vocabulary import TokenLogits
 
 __all__ = [
     "Encoded",
+    "GivenQueries",
     "Grid",
     "LearnedQueries",
     "MeanPool",
@@ -17,6 +19,7 @@ __all__ = [
     "Multimodal",
     "Output",
     "PerInput",
+    "PerToken",
     "QueryOutput",
     "TokenLogits",
 ]

@@ -56,6 +56,7 @@ class Multimodal(Output):
             "decoded_channels": decoded_channels,
         }
         self.modalities = nn.ModuleDict(outputs)
+        self.takes_queries = any(output.takes_queries for output in outputs.values())
         self.padding = nn.ParameterDict({name: nn.Parameter(torch.empty(common - width)) for name, width in widths.items()})
         for padding in self.padding.values():
             nn.init.trunc_normal_(padding, std=0.02, a=-0.04, b=0.04)
@@ -74,11 +75,14 @@ class Multimodal(Output):
         query_mask: Mapping[str, Tensor | None] | None = None,
         chunk_size: int | None = None,
     ) -> dict[str, Any]:
-        """Returns the result of each modality; `indices` and `query_mask` have entries for some of them."""
-        indices, query_mask = (self._by_name(*pair) for pair in (("indices", indices), ("query_mask", query_mask)))
+        """Returns the result of each modality; `indices`, `query_mask` and given queries have entries for some of them."""
+        named = (("indices", indices), ("query_mask", query_mask), ("queries", encoded.queries))
+        indices, query_mask, queries = (self._by_name(*pair) for pair in named)
         results = {}
         for name, output in self.modalities.items():
-            here = replace(encoded, attend=lambda queries, mask, name=name: self._attend(encoded, name, queries, mask))
+            cast(Output, output).check_queries(given := queries.get(name))
+            attend = lambda queries, mask, name=name: self._attend(encoded, name, queries, mask)  # noqa: E731
+            here = replace(encoded, attend=attend, queries=given)
             results[name] = output(here, indices=indices.get(name), query_mask=query_mask.get(name), chunk_size=chunk_size)
         return results
 

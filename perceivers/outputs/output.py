@@ -32,12 +32,14 @@ class Encoded:
             `[B, O, Q]`.
         tokens: The token groups that the latents were made of; empty where nobody kept them.
         inputs: The input module that made the groups, for parameters that are shared with it.
+        queries: What the user gave as queries, for an output that has none of its own; else `None`.
     """
 
     latents: Tensor
     attend: Callable[[Tokens, Tensor | None], Tensor]
     tokens: Sequence[Tokens]
     inputs: nn.Module
+    queries: Any = None
 
     def group(self, index: int) -> Tokens:
         """Returns one of the token groups."""
@@ -54,14 +56,21 @@ class Output(Part, ABC, argument="outputs"):
     Attributes:
         query_channels: Q, which the decoder is built for; `None` for an output that needs no decoder.
         decoded_channels: Width of the decoded queries that it expects; `None` for an output that needs no decoder.
+        takes_queries: Whether the user gives its queries, in each call.
         config: All arguments of the constructor, ready for JSON.
     """
 
     query_channels: int | None
     decoded_channels: int | None
+    takes_queries: bool = False
 
     def check(self, inputs: nn.Module, dim: int) -> None:
         """Raises `ValueError` where this output does not fit the input module, or latents of width `dim`."""
+
+    def check_queries(self, queries: Any) -> None:
+        """Raises `ValueError` where queries are given to an output that has its own."""
+        if queries is not None and not self.takes_queries:
+            raise ValueError(f"queries must be None: {type(self).__name__} makes its own, outputs.GivenQueries takes them")
 
     @abstractmethod
     def forward(

@@ -74,6 +74,12 @@ SOURCES = {
         lambda b, h, w: some(b, h * w),
         lambda x, mask: torch.where(mask, x, 10**6),
     ),
+    "features": Source(
+        lambda h, w: {"kind": "Features", "dim": 5},
+        lambda b, h, w: draw(b, h * w, 5),
+        lambda b, h, w: some(b, h * w),
+        lambda x, mask: torch.where(mask.unsqueeze(-1), x, math.nan),
+    ),
     "several": Source(
         lambda h, w: {
             "kind": "Multimodal",
@@ -87,7 +93,7 @@ SOURCES = {
         lambda x, mask: {**x, "video": rubbish(x["video"], mask["video"])},
     ),
 }
-WIDTHS = {"pixels": 12, "learned pixels": 9, "frames": 14, "text": 6, "several": 14}
+WIDTHS = {"pixels": 12, "learned pixels": 9, "frames": 14, "text": 6, "features": 5, "several": 14}
 GRID = {"kind": "Grid", "num_channels": 2, "num_bands": 2, "resolution": 8}
 CLASS = {"kind": "LearnedQueries", "dim": 8, "num_channels": CLASSES}
 
@@ -123,6 +129,10 @@ SINKS: dict[str, tuple[Callable[[int, int, str], dict[str, Any]], list[str]]] = 
     "inputs": (
         lambda h, w, source: {"kind": "PerInput", "dim": WIDTHS[source], "num_channels": 2, "divisor": 0.5},
         list(SOURCES),
+    ),
+    "each token": (
+        lambda h, w, source: {"kind": "PerToken", "dim": WIDTHS[source], "num_channels": VOCABULARY},
+        ["text", "features"],
     ),
     "several": (
         lambda h, w, source: {

@@ -10,6 +10,7 @@ from torch import Tensor
 from perceivers.inputs import (
     ConvStem,
     Events,
+    Features,
     FramePairs,
     InputModule,
     Labels,
@@ -154,6 +155,7 @@ CASES = {
         2 + 10,
         7,
     ),
+    "features": Case(lambda: Features(dim=5), _floats(6, 5), (6,), 5, 6),
     "time_series": Case(
         lambda: TimeSeries(num_variables=3, start=0, stop=10, resolution=20, variable_channels=4, num_bands=2),
         lambda: Located(torch.randn(B, 3, 5), 10 * torch.rand(B, 5)),

@@ -76,7 +76,7 @@ def spoil(x, mask):
         return Located(spoil(x.values, mask), spoil(x.coordinates, mask.any(1) if times else mask))
     hidden = ~mask
     while hidden.ndim < x.ndim:
-        hidden = hidden.unsqueeze(1)
+        hidden = hidden.unsqueeze(-1 if x.shape[: hidden.ndim] == hidden.shape else 1)  # channels last or first
     return x.masked_fill(hidden, math.nan if x.is_floating_point() else 99)
 
 

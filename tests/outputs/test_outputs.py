@@ -156,6 +156,90 @@ def test_inputs_are_the_queries():
     torch.testing.assert_close(model(draw(2, 2, 3, 9)).shape, torch.Size([2, 2, 3, 9]))
 
 
+def test_each_token_is_its_query():
+    source = {"kind": "TokenIds", "vocab_size": 7, "max_length": 9, "dim": 6}
+    model = build({"kind": "PerToken", "dim": 6, "num_channels": 7}, source, decoder_query_residual=False)
+    ids = torch.randint(7, (2, 5))
+    queries = model.inputs.embeddings(ids) + model.inputs.positions.embeddings[:5]
+    wanted = model.outputs.head(decode(model, queries, model.encode(ids)))
+    torch.testing.assert_close(model(ids), wanted)
+    torch.testing.assert_close(model(ids, indices=torch.tensor([[4, 0], [1, 1]]))[1], wanted[1, [1, 1]])
+
+
+def test_given_queries():
+    """What learned queries give that are the same; also some of them, in chunks, masked, and asked of kept latents."""
+    learned = build({"kind": "LearnedQueries", "dim": 8, "num_channels": 3, "num_queries": 4})
+    given = PerceiverIO(**{**learned.config, "outputs": {"kind": "GivenQueries", "dim": 8, "num_channels": 3}}).double()
+    given.load_state_dict({name: w for name, w in learned.state_dict().items() if name != "outputs.query"})
+    x, queries = draw(2, 2, 4, 6), learned.outputs.query
+    torch.testing.assert_close(given(x, queries=queries), learned(x))
+    apart = torch.stack([queries, queries.flip(0)])
+    wanted = torch.stack([learned(x)[0], learned(x)[1].flip(0)])
+    torch.testing.assert_close(given(x, queries=apart, chunk_size=3), wanted)
+    torch.testing.assert_close(given.decode(given.encode(x), queries=apart), wanted)
+    rows = torch.tensor([[3, 0], [1, 1]])
+    torch.testing.assert_close(given(x, queries=apart, indices=rows), torch.stack([wanted[0, [3, 0]], wanted[1, [1, 1]]]))
+    torch.testing.assert_close(given(x, queries=queries, indices=rows), learned(x, indices=rows))
+    mask = torch.tensor([[True, False, True, True], [False, True, True, True]])
+    torch.testing.assert_close(given(x, queries=queries, query_mask=mask), learned(x, query_mask=mask))
+
+
+def test_given_queries_among_others():
+    own, given = {"kind": "LearnedQueries", "dim": 8, "num_channels": 3}, {"kind": "GivenQueries", "dim": 5, "num_channels": 2}
+    modalities = {name: {**part, "decoded_channels": 10} for name, part in (("own", own), ("given", given))}
+    model = build({"kind": "Multimodal", "modalities": modalities})
+    x, queries = draw(2, 2, 4, 6), draw(2, 3, 5)
+    out = model(x, queries={"given": queries})
+    padded = torch.cat([queries, model.outputs.padding["given"].expand(2, 3, -1)], dim=-1)
+    wanted = model.outputs.modalities["given"].head(decode(model, padded, model.encode(x)))
+    torch.testing.assert_close(out["given"], wanted)
+    assert out["own"].shape == (2, 3)
+    for wrong, message in (
+        ({"own": queries}, "queries must be None: LearnedQueries makes its own"),
+        (queries, r"queries is Tensor, but a dict with some of the keys \['own', 'given'\]"),
+        (None, "queries=None, but this output has none of its own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(x, queries=wrong)
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (None, r"queries=None, .* \[O, 8\] or \[2, O, 8\]"),
+        ([1.0], "queries is a list, not a tensor"),
+        (draw(8), r"queries has shape \[8\], 1 axes"),
+        (draw(2, 3, 7), r"queries has shape \[2, 3, 7\], but \[O, 8\] or \[2, O, 8\] is needed"),
+        (draw(3, 4, 8), r"queries has shape \[3, 4, 8\]"),
+        (draw(0, 8), r"queries has shape \[0, 8\].* at least one"),
+        (torch.zeros(3, 8).long(), "queries is torch.int64, not floating point"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_queries_that_do_not_fit(queries, message):
+    model = build({"kind": "GivenQueries", "dim": 8, "num_channels": 3})
+    with pytest.raises(ValueError, match=message):
+        model(draw(2, 2, 4, 6), queries=queries)
+    with pytest.raises(ValueError, match=r"queries is torch\.float64 but the model is torch\.float32"):
+        model.float()(torch.randn(2, 2, 4, 6), queries=draw(3, 8))
+    with pytest.raises(ValueError, match="queries must be None: MeanPool makes its own"):
+        build({"kind": "MeanPool", "dim": 12})(draw(2, 2, 4, 6), queries=draw(3, 8))
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_decoder_without_feed_forward(pre_norm):
+    model = build({"kind": "LearnedQueries", "dim": 8, "num_channels": 3}, decoder_ff_dim=0, pre_norm=pre_norm)
+    x, block, queries = draw(2, 2, 4, 6), model.decoder, model.outputs.query.expand(2, -1, -1)
+    assert model.config["decoder_ff_dim"] == 0
+    assert not any(name.startswith("decoder.feed_forward") for name in model.state_dict())
+    asked = block.attention_norm(queries) if pre_norm else queries
+    y = queries + block.attention(asked, [Tokens.of(model.encode(x))])
+    torch.testing.assert_close(model(x), model.outputs.head(y if pre_norm else block.attention_norm(y))[:, 0])
+    with_one = build({"kind": "LearnedQueries", "dim": 8, "num_channels": 3}, pre_norm=pre_norm)
+    assert model.flops(x) < with_one.flops(x)
+    assert block.flops(1, 5) == with_one.decoder.attention.flops(1, 5)
+
+
 def test_vocabulary_is_tied():
     source = {"kind": "TokenIds", "vocab_size": 7, "max_length": 9, "dim": 6}
     model = build({"kind": "TokenLogits", "vocab_size": 7, "max_length": 9, "dim": 6}, source, decoder_query_residual=False)

@@ -1,0 +1,41 @@
+"""Features that something else made: the tokens of an encoder, or arrays that carry their positions already."""
+
+from typing import Any
+
+from torch import Tensor
+
+from perceivers._checks import an_int
+from perceivers.inputs.base import InputModule
+from perceivers.ops.tokens import Tokens, check_array, check_mask
+
+
+class Features(InputModule):
+    """Each feature vector as one input, as it is; it has no parameters.
+
+    Args:
+        dim: Width of a vector, which is `num_channels`.
+
+    Raises:
+        ValueError: If it is out of range.
+    """
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.num_channels = an_int("dim", dim)
+        self.config: dict[str, Any] = {"dim": dim}
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        """Makes one token group.
+
+        Args:
+            x: `[B, M, dim]`, floating point, channels last as encoders of texts and pictures return them.
+            mask: `[B, M]`, bool, True where x may be attended to.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        check_array("x", x, 3, f"[B, M, {self.num_channels}]")
+        if x.shape[2] != self.num_channels:
+            raise ValueError(f"x has shape {list(x.shape)}, {x.shape[2]} channels, but dim={self.num_channels} (axis 2)")
+        check_mask(mask, x.shape[:2], "[B, M]")
+        return [Tokens.of(x, mask)]
