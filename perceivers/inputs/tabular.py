@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_list, an_int, one_of
-from perceivers.inputs.base import InputModule, check_ids
-from perceivers.ops.tokens import Tokens, check_array, check_dtype, check_mask
+from perceivers.inputs.base import InputModule
+from perceivers.ops.tokens import Tokens, check_array, check_dtype, check_ids, check_mask
 
 
 class Tabular(InputModule):
