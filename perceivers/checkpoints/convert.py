@@ -1,10 +1,10 @@
-"""`perceivers convert SOURCE DESTINATION`: from any known format to this library's, or to transformers'."""
+"""`perceivers convert SOURCE DESTINATION`: from any known format to this library's, transformers', or ONNX."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from perceivers.checkpoints import transformers
+from perceivers.checkpoints import onnx, transformers
 from perceivers.checkpoints.sources import from_pretrained
 from perceivers.perceiver_io import PerceiverIO
 
@@ -17,20 +17,35 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="perceivers convert", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or the name of a repository on the hub")
-    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="folder to write")
-    parser.add_argument("--to", choices=("perceivers", "transformers"), default="perceivers", help="default: %(default)s")
+    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="folder to write; of ONNX a file")
+    parser.add_argument(
+        "--to", choices=("perceivers", "transformers", "onnx"), default="perceivers", help="default: %(default)s"
+    )
+    parser.add_argument("--mask", action="store_true", help="of ONNX: with an input for the mask")
     told = parser.add_argument_group("what files of perceiver-pytorch do not tell, as the model was made there")
     told.add_argument("--max-freq", type=float)
     for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
         told.add_argument(f"--{name}", type=int)
+    told = parser.add_argument_group("what files with the resampler of a larger model do not tell")
+    for name in ("heads", "head-dim"):
+        told.add_argument(f"--{name}", type=int)
     chosen = vars(parser.parse_args(arguments))
-    source, destination, form = (chosen.pop(name) for name in ("source", "destination", "to"))
+    source, destination, form, mask = (chosen.pop(name) for name in ("source", "destination", "to", "mask"))
+    if mask and form != "onnx":
+        raise ValueError(f"--mask is for --to onnx, not {form}: leave it out")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"DESTINATION {destination} is there already: remove it, or give another folder")
     options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     model = from_pretrained(source, **options)
     if form == "perceivers":
         model.save_pretrained(destination)
+    elif form == "onnx":
+        try:
+            inputs, results = onnx.save(model, destination, mask=mask or None)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        for name, shape in {**inputs, **results}.items():
+            print(f"{name}: [{', '.join(map(str, shape))}]")
     elif isinstance(model, PerceiverIO):
         transformers.save(model, destination)
     else:

@@ -120,7 +120,7 @@ class Tokens:
         batch = rows.shape[: self.tables[a].ndim - 2]
         if self.index is not None:
             i_BM = self.index[..., a]
-            return rows[i_BM] if not batch else rows[torch.arange(len(rows), device=rows.device).unsqueeze(1), i_BM]
+            return rows[i_BM] if not batch else rows[torch.arange(rows.shape[0], device=rows.device).unsqueeze(1), i_BM]
         lengths = [rows.shape[len(batch)] if axis == a else 1 for axis in range(len(self.tables))]
         return rows.reshape(*(batch or (1,)), *lengths, *rows.shape[len(batch) + 1 :])
 

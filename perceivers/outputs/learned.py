@@ -76,7 +76,7 @@ class MultiTask(Output):
     ) -> dict[str, Tensor]:
         """Returns the result of each task, `[B, size]`."""
         refuse_indices(indices, "each task has one query; take the results that are needed")
-        batch = len(encoded.latents)
+        batch = encoded.latents.shape[0]
         mask = None if query_mask is None else check_query_mask(query_mask, batch, len(self.query))
         decoded = encoded.attend(self.query.expand(batch, -1, -1), mask)
         return {name: head(decoded[:, i]) for i, (name, head) in enumerate(self.heads.items())}

@@ -128,7 +128,7 @@ class QueryOutput(Output):
         chunk_size: int | None = None,
     ) -> Tensor:
         """Decodes all queries, or those that `indices` names, at most `chunk_size` at a time."""
-        axes, batch = self.axes(encoded), len(encoded.latents)
+        axes, batch = self.axes(encoded), encoded.latents.shape[0]
         total = prod(axes)
         if indices is None:
             rows = torch.arange(total, device=encoded.latents.device)
