@@ -79,6 +79,10 @@ def save(
     program.rename_axes(_axis_names({str(value.name): _shape(value) for value in given}))
     for value in (*given, *made):
         value.shape = onnx_ir.Shape(_shape(value))
+    if _shape(given[0])[0] != "batch":
+        raise ValueError(
+            f"this {type(model).__name__} cannot be exported: its code takes the batch for a number that is fixed"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
         program.save(Path(folder) / path.name)
