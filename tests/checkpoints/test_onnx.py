@@ -177,6 +177,17 @@ def test_a_table(tmp_path):
 
 
 @pytest.mark.slow
+def test_half_precision(tmp_path):
+    model, x = ready(classifier(kind="Pixels", data_shape=[3, 12, 10], num_bands=3)).half().eval(), pictures(3, 5, 7).half()
+    save(model, tmp_path / "model.onnx")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})
+    with torch.inference_mode():
+        assert (torch.as_tensor(found) - model(x)).abs().max() <= 1e-2 * model(x).abs().max()
+    with pytest.raises(ValueError, match="no file is kept"):
+        save(model.double(), tmp_path / "double.onnx")
+
+
+@pytest.mark.slow
 def test_a_resampler(tmp_path):
     model = ready(Resampler(dim=12, kv_dim=10, num_latent_tokens=3, depth=2, heads=4, kv_heads=2, qk_norm=False))
     save(model, tmp_path / "model.onnx", mask=True)
