@@ -61,8 +61,8 @@ def save(
     if path.suffix != ".onnx" or path.is_dir():
         raise ValueError(f"path={str(path)!r} must be a file that ends in .onnx")
     arguments = _arguments(model, example, mask)
-    tensors: Iterator[Tensor] = iter([*model.parameters(), *model.buffers()])
-    model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()  # another module, the same weights
+    weights = [*model.parameters(), *model.buffers()]
+    model = copy.deepcopy(model, {id(tensor): tensor for tensor in weights}).eval()  # another module, the same weights
     model.set_attention_implementation("dense")
     with torch.no_grad():
         outputs = [f"output{_name(at)}" for at, _ in tree_flatten_with_path(model(*arguments))[0]]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from perceivers import from_pretrained
+from perceivers.__main__ import main
 from perceivers.checkpoints import resamplers
 
 
@@ -73,3 +74,12 @@ def test_arguments(tmp_path):
 def test_names_that_only_end_alike():
     assert resamplers.recognises(flamingo())
     assert not resamplers.recognises({"other" + name: value for name, value in flamingo().items()})
+
+
+def test_convert(tmp_path, capsys):
+    torch.save(flamingo(), tmp_path / "model.pt")
+    assert main(["convert", str(tmp_path / "model.pt"), str(tmp_path / "ours"), "--heads=3"]) == 0
+    assert "Resampler of " in capsys.readouterr().out
+    assert from_pretrained(tmp_path / "ours").config["head_dim"] == 5
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to=transformers"]) == 2
+    assert "is a Resampler, which transformers does not have" in capsys.readouterr().err
