@@ -36,6 +36,7 @@ bench: peers
 bench-full: peers
 	.venv/bin/python -m benchmarks.cross_attention --full $(ARGS)
 	.venv/bin/python -m benchmarks.models --full $(ARGS)
+	.venv/bin/python -m benchmarks.published $(ARGS)
 	.venv/bin/python -m benchmarks.memory $(ARGS)
 
 # A peer that does not install is left out of the tables, which say so.

@@ -293,7 +293,7 @@ class Perceiver(Pretrained):
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        return self.encoder([self._tokens(x, mask)])
+        return self.encoder([self.tokens(x, mask)])
 
     def attention_maps(
         self,
@@ -321,7 +321,7 @@ class Perceiver(Pretrained):
         Raises:
             ValueError: If a shape, dtype or index does not fit.
         """
-        maps = self.encoder.attention_maps([self._tokens(x, mask)], layer, latents, a_bool("log_scores", log_scores))
+        maps = self.encoder.attention_maps([self.tokens(x, mask)], layer, latents, a_bool("log_scores", log_scores))
         return maps.unflatten(-1, x.shape[2:])
 
     def set_attention_implementation(self, name: str) -> None:
@@ -347,7 +347,7 @@ class Perceiver(Pretrained):
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        return self.encoder.explain([self._tokens(x, mask)])
+        return self.encoder.explain([self.tokens(x, mask)])
 
     def flops(self, axes: Sequence[int] | None = None) -> int:
         """Counts multiplications and additions apart, of the matrix products of one sample, with dense cross-attention.
@@ -358,7 +358,8 @@ class Perceiver(Pretrained):
         lengths = self.config["data_shape"][1:] if axes is None else axes
         return self.encoder.flops(prod(lengths)) + (0 if self.head is None else 2 * self.head.weight.numel())
 
-    def _tokens(self, x: Tensor, mask: Tensor | None) -> Tokens:
+    def tokens(self, x: Tensor, mask: Tensor | None = None) -> Tokens:
+        """What the cross-attentions read: inputs, as in `forward`, as a token group."""
         dtype = self.encoder.latents.dtype
         check_grid(x, mask, self.config["data_shape"], dtype)
         return Tokens(x, Positions(self.positions.tables(x.shape[2:], dtype=dtype, device=x.device)), mask)

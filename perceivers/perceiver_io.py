@@ -246,7 +246,7 @@ class PerceiverIO(Pretrained):
         """
         sources, cache = [Tokens.of(latents)], {}  # keys and values of the latents are made once, for all chunks
 
-        def attend(queries: Tensor, attending: Tensor | None) -> Tensor:
+        def attend(queries: Tokens, attending: Tensor | None) -> Tensor:
             assert self.decoder is not None, "an output with queries has a decoder"
             return self.decoder(queries, sources, cache, attending)
 

@@ -58,6 +58,15 @@ def test_models(peer):
     assert all(row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] for row in rows)
 
 
+def test_published():
+    rows, table = run("benchmarks.published", "--quick", "--only", "*_tiny")
+    parts = {(row["model"], row["part"]) for row in rows}
+    assert ("perceiver_imagenet_fourier_tiny", "reads") in parts
+    assert ("perceiver_io_optical_flow_tiny", "writes") in parts
+    assert table.count("\n") == len(rows) / 2
+    assert all(row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] for row in rows)
+
+
 def test_memory(peer):
     rows, _ = run("benchmarks.memory", "--quick", "--only", "fourier_1cross")
     assert [(row["what"], row["mode"]) for row in rows] == [
@@ -94,7 +103,7 @@ def test_unknown_peers_are_refused():
     ("verb", "commands"),
     [
         ("bench", ["cross_attention", "models"]),
-        ("bench-full", ["cross_attention --full", "models --full", "memory"]),
+        ("bench-full", ["cross_attention --full", "models --full", "published", "memory"]),
     ],
 )
 def test_make_runs_them(verb, commands):

@@ -143,7 +143,7 @@ def test_layers_are_what_the_model_applies():
     x, mask = array(2, 3, 6, 5), torch.rand(2, 6, 5) > 0.4
     latents = model.encoder.latents.expand(2, -1, -1)
     for layer in model.layers:
-        latents = layer(latents, [model._tokens(x, mask)])
+        latents = layer(latents, [model.tokens(x, mask)])
     torch.testing.assert_close(latents, model.encode(x, mask))
 
 
@@ -326,7 +326,7 @@ class TestAttentionMaps:
         for block in model.encoder.cross_attentions:
             block.attention.to_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         model(x)
-        encoded = model._tokens(x, None).encoded()
+        encoded = model.tokens(x, None).encoded()
         applied = list(seen)
         for layer, block in zip((0, 1, 2), (0, 1, 1), strict=True):
             attention = model.encoder.cross_attentions[block].attention

@@ -1,5 +1,7 @@
 """The suite for modules of the user's own: it passes what is right, and names the law that a broken module breaks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from inputs.cases import CASES
@@ -95,16 +97,16 @@ def test_a_broken_input_is_named(fault, law):
 class Summed(PerInput):
     """Each result depends on which queries are decoded beside it."""
 
-    def queries(self, encoded, rows, sampled):
-        queries = super().queries(encoded, rows, sampled)
-        return queries + queries.mean(1, keepdim=True)
+    def results(self, decoded, encoded):
+        return super().results(decoded + decoded.mean(1, keepdim=True), encoded)
 
 
 class Forgetful(LearnedQueries):
     """Every sample gets the same."""
 
-    def queries(self, encoded, rows, sampled):
-        return 0 * super().queries(encoded, rows, sampled) + torch.nan
+    def queries(self, encoded, sampled):
+        queries = super().queries(encoded, sampled)
+        return replace(queries, content=0 * queries.content + torch.nan)
 
 
 def test_a_broken_output_is_named():

@@ -1,6 +1,7 @@
 """`perceivers convert SOURCE DESTINATION`: from any known format to this library's, transformers', or ONNX."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def main(arguments: list[str]) -> int:
     told.add_argument("--max-freq", type=float)
     for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
         told.add_argument(f"--{name}", type=int)
+    told = parser.add_argument_group(
+        "what state_dicts of perceiver-io do not tell, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
+    )
+    for name in ("encoder", "decoder"):
+        told.add_argument(f"--{name}", type=json.loads, metavar="SETTINGS")
     told = parser.add_argument_group("what files with the resampler of a larger model do not tell")
     for name in ("heads", "head-dim"):
         told.add_argument(f"--{name}", type=int)

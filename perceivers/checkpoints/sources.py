@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import perceiver_pytorch, resamplers, transformers
+from perceivers.checkpoints import perceiver_io, perceiver_pytorch, resamplers, transformers
 from perceivers.checkpoints.native import CONFIG, WEIGHTS
 from perceivers.checkpoints.translate import Weights, read_weights
 from perceivers.factory import MODELS
@@ -17,7 +17,7 @@ from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
 # Files without a configuration, told by the names of their tensors: modules with `recognises(weights)` and `load`.
-FORMATS = (perceiver_pytorch, resamplers)
+FORMATS = (perceiver_pytorch, perceiver_io, resamplers)
 # What this library's own format may hold.
 CLASSES = {**MODELS, Resampler.__name__: Resampler}
 
@@ -31,6 +31,8 @@ def from_pretrained(
     - transformers': the same with one of its seven Perceiver heads, `model.safetensors` or `pytorch_model.bin`.
     - perceiver-pytorch's `Perceiver`: a file that `torch.save(model.state_dict(), path)` or safetensors wrote. Such files do
       not tell `max_freq`, `cross_heads` and `latent_heads`: give what the model was made with.
+    - perceiver-io's (krasserm) image classifier, masked language model, text classifier and optical flow: checkpoints of
+      Lightning, folders or repositories of the hub, and files with a state_dict, which do not tell heads and repetitions.
     - The resampler of a larger model, as a `Resampler`: of Idefics and Idefics2, a folder or name of transformers; of these,
       Flamingo and IP-Adapter Plus, a file with the resampler or the whole model. Files do not tell `heads`.
 
@@ -38,7 +40,8 @@ def from_pretrained(
         source: The folder, file, or name on the hub.
         local_files_only: Never download.
         **arguments: Of this library's format, those of `Perceiver.from_pretrained`; of perceiver-pytorch's, those of
-            `perceivers.checkpoints.perceiver_pytorch.load`; of files with resamplers, those of
+            `perceivers.checkpoints.perceiver_pytorch.load`; of files of perceiver-io, those of
+            `perceivers.checkpoints.perceiver_io.load`; of files with resamplers, those of
             `perceivers.checkpoints.resamplers.load`.
 
     Raises:
@@ -67,6 +70,11 @@ def from_pretrained(
     if kind == "perceiver":
         weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
         return transformers.load(config, weights, str(source))  # pyright: ignore[reportReturnType]
+    if perceiver_io.recognises_folder(config, str(source)):
+        if arguments:
+            raise TypeError(f"unknown arguments {sorted(arguments)}: a configuration of perceiver-io tells everything")
+        weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
+        return perceiver_io.load_folder(config, weights, str(source))  # pyright: ignore[reportReturnType]
     raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={kind!r} is not known")
 
 

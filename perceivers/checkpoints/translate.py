@@ -42,7 +42,7 @@ def read_weights(path: str | Path, wanted: Callable[[str], bool] | None = None) 
         raise ValueError(f"{path} would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory: do not use it")
     try:
         mapped = wanted is not None and zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        state = _load(path, mmap=mapped)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, or holds more than tensors, which is not read: {reason}") from error
@@ -52,6 +52,41 @@ def read_weights(path: str | Path, wanted: Callable[[str], bool] | None = None) 
     if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} is no file of tensors under names: save model.state_dict()")
     return dict(state) if wanted is None else {name: tensor.clone() for name, tensor in state.items() if wanted(name)}
+
+
+def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
+    """Reads the settings that Lightning stored beside the weights, of a file that `read_weights` can read.
+
+    Returns:
+        What JSON can hold of them, `None` in place of the rest; nothing where there are none.
+
+    Raises:
+        ValueError: If they contain themselves, or nearly.
+    """
+    state = _load(Path(path), mmap=True) if zipfile.is_zipfile(path) else None
+    stored = state.get("hyper_parameters") if isinstance(state, Mapping) else None
+    try:
+        plain = json.loads(json.dumps(stored, default=lambda x: vars(x) if isinstance(x, Record) else None, skipkeys=True))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its hyper_parameters are damaged ({error}): copy or download it again") from error
+    return plain if isinstance(plain, dict) else {}
+
+
+class Record:
+    """An object of a class of perceiver-io, such as a configuration: what it held. The class itself is never looked for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+
+def _load(path: Path, *, mmap: bool = False) -> Any:
+    """`torch.load` that runs nothing from the file."""
+    records: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+    if zipfile.is_zipfile(path):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        records = [(Record, name) for name in names if name.startswith("perceiver.")]
+    with torch.serialization.safe_globals(records):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _unpacked_size(path: Path) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_probability, an_int, one_of
 from perceivers.layers.linear import Linear
-from perceivers.ops.cross_attention import CHOICES, Norm, cross_attention, explain
+from perceivers.ops.cross_attention import CHOICES, EncodedQueries, Norm, cross_attention, explain
 from perceivers.ops.cross_attention.maps import attention_maps
 from perceivers.ops.self_attention import self_attention
 from perceivers.ops.tokens import Tokens
@@ -95,17 +95,24 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        latents_BND: Tensor,
+        latents_BND: Tensor | Tokens,
         inputs: Sequence[Tokens],
         cache: dict[Hashable, Any] | None = None,
         query_mask_BN: Tensor | None = None,
+        query_norm: nn.LayerNorm | None = None,
     ) -> Tensor:
         """Maps latents `[B, N, D]` and token groups that share one softmax to `[B, N, D]`.
 
+        What takes the place of the latents may be a token group, such as the positions of a picture to be made; it is
+        encoded, and passes `query_norm`, only where that is cheapest.
         A sample with nothing to attend to gets zero before the output projection, and so does a query where the query mask
         is False. `cache` is a dict that calls with the same inputs share, see `cross_attention`.
         """
-        out_BHNV = cross_attention(*self._operands(latents_BND, inputs), **self._settings(), cache=cache)
+        if isinstance(latents_BND, Tokens):
+            queries = EncodedQueries(latents_BND, _norm(query_norm), self.to_q.weight, self.to_q.bias, self.heads)
+        else:
+            queries = self._queries(latents_BND)
+        out_BHNV = cross_attention(queries, *self._operands(inputs), **self._settings(), cache=cache)
         if query_mask_BN is not None:
             out_BHNV = out_BHNV.masked_fill(~query_mask_BN[:, None, :, None], 0)
         return self.to_out(rearrange(out_BHNV, "B H N V -> B N (H V)"))
@@ -113,26 +120,35 @@ class CrossAttention(nn.Module):
     def attention_maps(self, latents_BND: Tensor, inputs: Sequence[Tokens], *, log_scores: bool = False) -> Tensor:
         """Returns the attention weights `[B, H, N, M]`, or their logarithms."""
         return attention_maps(
-            self._queries(latents_BND), inputs, self._norm(), self.to_k.weight, scale=self.scale, log_scores=log_scores
+            self._queries(latents_BND),
+            inputs,
+            _norm(self.inputs_norm),
+            self.to_k.weight,
+            scale=self.scale,
+            log_scores=log_scores,
         )
 
     def explain(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> str:
         """Tells how `forward` would compute the attention, and why."""
-        return explain(*self._operands(latents_BND, inputs), **self._settings())
+        return explain(self._queries(latents_BND), *self._operands(inputs), **self._settings())
 
-    def check(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> None:
+    def check(self, latents_BND: Tensor | Tokens, inputs: Sequence[Tokens]) -> None:
         """Raises `ValueError` where latents or inputs do not fit this module."""
         dim, kv_dim = self.to_q.in_features, self.to_k.in_features
-        if latents_BND.ndim != 3 or latents_BND.shape[-1] != dim:
-            raise ValueError(f"latents have shape {list(latents_BND.shape)}, but [B, N, {dim}] is needed")
+        if isinstance(latents_BND, Tokens):
+            shape = (latents_BND.content.shape[0], latents_BND.num_inputs, latents_BND.num_channels)
+        else:
+            shape = tuple(latents_BND.shape)
+        if len(shape) != 3 or shape[-1] != dim:
+            raise ValueError(f"latents have shape {list(shape)}, but [B, N, {dim}] is needed")
         if not inputs or any(group.num_inputs == 0 for group in inputs):
             raise ValueError("no inputs, or a group of none: give at least one, and mask it where it is not meant")
         for group in inputs:
             if group.num_channels != kv_dim:
                 raise ValueError(f"inputs have {group.num_channels} channels, but kv_dim={kv_dim}")
-            if group.content.shape[0] != latents_BND.shape[0]:
+            if group.content.shape[0] != shape[0]:
                 raise ValueError(
-                    f"inputs have a batch of {group.content.shape[0]}, latents one of {latents_BND.shape[0]}: make them equal"
+                    f"inputs have a batch of {group.content.shape[0]}, latents one of {shape[0]}: make them equal"
                 )
 
     def set_attention_implementation(self, name: str) -> None:
@@ -146,9 +162,9 @@ class CrossAttention(nn.Module):
         pairs = self.to_k.out_features + self.to_v.out_features
         return 2 * (num_latents * latent_maps + num_inputs * input_maps + num_latents * num_inputs * pairs)
 
-    def _operands(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> tuple[Any, ...]:
+    def _operands(self, inputs: Sequence[Tokens]) -> tuple[Any, ...]:
         keys, values = self.to_k, self.to_v
-        return self._queries(latents_BND), inputs, self._norm(), keys.weight, keys.bias, values.weight, values.bias
+        return inputs, _norm(self.inputs_norm), keys.weight, keys.bias, values.weight, values.bias
 
     def _settings(self) -> dict[str, Any]:
         dropout_p = self.dropout if self.training else 0.0
@@ -157,9 +173,9 @@ class CrossAttention(nn.Module):
     def _queries(self, latents_BND: Tensor) -> Tensor:
         return rearrange(self.to_q(latents_BND), "B N (H K) -> B H N K", H=self.heads)
 
-    def _norm(self) -> Norm | None:
-        norm = self.inputs_norm
-        return None if norm is None else Norm(norm.weight, norm.bias, norm.eps)
+
+def _norm(norm: nn.LayerNorm | None) -> Norm | None:
+    return None if norm is None else Norm(norm.weight, norm.bias, norm.eps)
 
 
 class SelfAttention(nn.Module):

@@ -71,17 +71,23 @@ class CrossAttentionBlock(nn.Module):
 
     def forward(
         self,
-        latents: Tensor,
+        latents: Tensor | Tokens,
         inputs: Sequence[Tokens],
         cache: dict[Hashable, Any] | None = None,
         query_mask: Tensor | None = None,
     ) -> Tensor:
         """Maps latents `[B, N, dim]` and token groups to `[B, N, dim]`; `ValueError` where they do not fit.
 
+        What takes the place of the latents may be a token group, see `CrossAttention`.
         `cache` is a dict that calls with the same inputs share, see `cross_attention`; `query_mask`, `[B, N]`, says which
         latents attend.
         """
         self.attention.check(latents, inputs)
+        if isinstance(latents, Tokens) and self.pre_norm:
+            attended = self.attention(latents, inputs, cache, query_mask, self.attention_norm)
+            attended = attended + latents.encoded().to(attended.dtype) if self.query_residual else attended
+            return _step(attended, self.feed_forward, self.feed_forward_norm, self.pre_norm)
+        latents = latents.encoded().to(self.attention.to_q.weight.dtype) if isinstance(latents, Tokens) else latents
         attend = lambda x: self.attention(x, inputs, cache, query_mask)  # noqa: E731
         latents = _step(latents, attend, self.attention_norm, self.pre_norm, self.query_residual)
         return _step(latents, self.feed_forward, self.feed_forward_norm, self.pre_norm)

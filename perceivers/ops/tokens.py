@@ -18,6 +18,7 @@ Letters:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -154,19 +155,25 @@ class Tokens:
         return self.mask.flatten(1)
 
     def pieces(self, size: int) -> Iterator["Tokens"]:
-        """Cuts the inputs along the first axis into pieces of about `size` inputs, whole rows at a time, as views."""
-        length = self.content.shape[2]
-        step = max(1, size * length // max(1, self.num_inputs))
-        for start in range(0, length, step):
-            rows = slice(start, start + step)
+        """Cuts the inputs, in their order, into pieces of at most `size` inputs, as views: boxes of whole rows of an axis."""
+        axis = 2  # of which a piece has several rows; one of each before it, all of each behind it
+        while prod(self.content.shape[axis + 1 :]) > size:
+            axis += 1
+        step = max(1, size // max(1, prod(self.content.shape[axis + 1 :])))
+        ranges = [
+            [slice(i, i + (step if d == axis else 1)) for i in range(0, n, step if d == axis else 1)]
+            for d, n in enumerate(self.content.shape[: axis + 1])
+            if d > 1
+        ]
+        for box in product(*ranges):
             positions = self.positions
             if positions is not None and positions.index is not None:
-                positions = replace(positions, index=positions.index[:, rows])
+                positions = replace(positions, index=positions.index[:, box[0]])
             elif positions is not None:
-                first, *others = positions.tables
-                positions = replace(positions, tables=[first[..., rows, :], *others])
-            mask = None if self.mask is None else self.mask[:, rows]
-            yield replace(self, content=self.content[:, :, rows], positions=positions, mask=mask)
+                cut = [table[..., rows, :] for table, rows in zip(positions.tables, box, strict=False)]
+                positions = replace(positions, tables=[*cut, *positions.tables[len(box) :]])
+            mask = None if self.mask is None else self.mask[(slice(None), *box)]
+            yield replace(self, content=self.content[(slice(None), slice(None), *box)], positions=positions, mask=mask)
 
 
 def check_array(name: str, array: Tensor, ndim: int, shape: str) -> None:

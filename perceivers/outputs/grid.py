@@ -1,10 +1,11 @@
 """Outputs on a grid: pictures, video, sound (Perceiver IO, sections 3.2 and 4.3).
 
 A query is the Fourier features of its position, or a learned vector, with the preprocessed input at that position before it
-where asked. Sizes are free at run time but for learned queries: queries are made row by row from tables of one axis each.
+where asked. A query is never made where it need not be: its token group has a table for each axis.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -12,10 +13,9 @@ import torch
 from torch import Tensor
 
 from perceivers._checks import a_list, an_int, one_of
-from perceivers.ops.tokens import Tokens
+from perceivers.ops.tokens import Positions, Tokens
 from perceivers.outputs.output import Encoded, QueryOutput, learned_queries
-from perceivers.outputs.rows import take, unravel
-from perceivers.position import FourierFeatures, by_kinds, coordinates_of
+from perceivers.position import FourierFeatures, by_kinds
 
 
 class Grid(QueryOutput):
@@ -85,20 +85,27 @@ class Grid(QueryOutput):
         }
         self.query = None if learned_channels is None else learned_queries(prod(lengths), learned_channels)
 
-    def axes(self, encoded: Encoded) -> Sequence[int]:
-        """Those of the constructor."""
-        return self.config["axes"]
-
-    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
+    def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
         """Content, then position features."""
+        batch, axes, latents = encoded.latents.shape[0], self.config["axes"], encoded.latents
+        group = Tokens(latents.new_empty(batch, 0, *axes))
+        if self.config["content_channels"] > 0:
+            group = self._content(encoded.group(self.config["group"]))
         if self.query is not None:
-            positions = self.query[rows]
+            learned = self.query.mT.unflatten(1, axes).expand(batch, -1, *[-1] * len(axes))
+            if self.config["content_channels"] == 0:
+                return Tokens(learned)
+            content = group.encoded().mT.unflatten(2, axes)
+            return Tokens(torch.cat([content, learned.to(content.dtype)], dim=1))
+        if sampled and self.config["sampled_positions"] == "left_aligned":
+            steps = [torch.arange(n, device=latents.device, dtype=torch.float64) for n in axes]
+            tables = self.positions.tables_at([2 * i / len(i) - 1 for i in steps], dtype=latents.dtype)
         else:
-            positions = self._features(rows, sampled and self.config["sampled_positions"] == "left_aligned", encoded.latents)
-        if self.config["content_channels"] == 0:
-            return positions
-        content = self._content(encoded.group(self.config["group"]), rows)
-        return torch.cat([content, positions.to(content.dtype).expand(*content.shape[:-1], -1)], dim=-1)
+            tables = self.positions.tables(axes, dtype=latents.dtype, device=latents.device)
+        starts = None
+        if self.config["feature_order"] == "kinds":
+            tables, starts = by_kinds(tables), [group.content_width] * len(axes)
+        return replace(group, positions=Positions(tables, starts=starts))
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
         """Channels first; patches side by side."""
@@ -113,27 +120,12 @@ class Grid(QueryOutput):
         results = results.movedim(-1, 1).permute(0, 1, *order)  # [B, C, axis 1, patch 1, axis 2, patch 2, ...]
         return results.reshape(*results.shape[:2], *(length * step for length, step in zip(axes, self.patch, strict=True)))
 
-    def _features(self, rows: Tensor, left_aligned: bool, like: Tensor) -> Tensor:
-        features = []
-        for a, (i, n) in enumerate(zip(unravel(rows, self.config["axes"]), self.config["axes"], strict=True)):
-            x = -1 + 2 * i.double() / n if left_aligned else coordinates_of(i, n)
-            features.append(self.positions.at(a, x))
-        if self.config["feature_order"] == "axes":
-            result = torch.cat(features, dim=-1)
-        else:
-            result = torch.stack(by_kinds(features)).sum(0)
-        return result.to(torch.promote_types(like.dtype, torch.float32))
-
-    def _content(self, tokens: Tokens, rows: Tensor) -> Tensor:
+    def _content(self, tokens: Tokens) -> Tokens:
+        """A group of the inputs without its positions."""
         if list(tokens.content.shape[2:]) != self.config["axes"]:
             raise ValueError(f"axes={self.config['axes']}, but group {self.config['group']} of the inputs has others:"
                              f" {list(tokens.content.shape[2:])}; their content cannot be at the same positions")  # fmt: skip
         if tokens.content_width != self.config["content_channels"]:
             raise ValueError(f"content_channels={self.config['content_channels']}, but the inputs have {tokens.content_width}")
-        chosen = take(tokens, rows)
-        return Tokens(
-            chosen.content,
-            mask=chosen.mask,
-            embedding=chosen.embedding,
-            constant=None if chosen.constant is None else chosen.constant[: tokens.content_width],
-        ).encoded()
+        constant = None if tokens.constant is None else tokens.constant[: tokens.content_width]
+        return replace(tokens, positions=None, constant=constant)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import an_int
 from perceivers.layers.linear import Linear
+from perceivers.ops.tokens import Tokens
 from perceivers.outputs.output import Encoded, Output, QueryOutput, check_query_mask, learned_queries, refuse_indices
 
 
@@ -38,13 +39,9 @@ class LearnedQueries(QueryOutput):
         }
         self.query = learned_queries(self.num_queries or 1, dim)
 
-    def axes(self, encoded: Encoded) -> Sequence[int]:
-        """One axis, of the queries."""
-        return [len(self.query)]
-
-    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
-        """Rows of the learned table."""
-        return self.query[rows]
+    def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
+        """The learned table."""
+        return Tokens.of(self.query.expand(encoded.latents.shape[0], -1, -1))
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
         """`[B, O, C]`, or `[B, C]` for one query."""
@@ -78,5 +75,5 @@ class MultiTask(Output):
         refuse_indices(indices, "each task has one query; take the results that are needed")
         batch = encoded.latents.shape[0]
         mask = None if query_mask is None else check_query_mask(query_mask, batch, len(self.query))
-        decoded = encoded.attend(self.query.expand(batch, -1, -1), mask)
+        decoded = encoded.attend(Tokens.of(self.query.expand(batch, -1, -1)), mask)
         return {name: head(decoded[:, i]) for i, (name, head) in enumerate(self.heads.items())}

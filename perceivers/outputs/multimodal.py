@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from perceivers._checks import an_int
 from perceivers._parts import describe
 from perceivers.layers.linear import Linear
+from perceivers.ops.tokens import Tokens
 from perceivers.outputs.output import Encoded, Output
 
 
@@ -80,9 +82,12 @@ class Multimodal(Output):
             results[name] = output(here, indices=indices.get(name), query_mask=query_mask.get(name), chunk_size=chunk_size)
         return results
 
-    def _attend(self, encoded: Encoded, name: str, queries: Tensor, mask: Tensor | None) -> Tensor:
-        padding = self.padding[name].to(queries.dtype).expand(*queries.shape[:-1], -1)
-        decoded = encoded.attend(torch.cat([queries, padding], dim=-1), mask)
+    def _attend(self, encoded: Encoded, name: str, queries: Tokens, mask: Tensor | None) -> Tensor:
+        padding = self.padding[name]
+        before = padding.new_zeros(queries.num_channels)
+        if queries.constant is not None:
+            before = before + F.pad(queries.constant, (0, len(before) - len(queries.constant)))
+        decoded = encoded.attend(replace(queries, constant=torch.cat([before, padding])), mask)
         return decoded if self.projection is None else self.projection(decoded)
 
     def _by_name(self, argument: str, values: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None]:

@@ -8,9 +8,8 @@ Letters: B batch, N latents, D their width, O queries, Q their width, C channels
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from perceivers._checks import an_int
 from perceivers._parts import Part
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
+from perceivers.outputs.rows import take
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +28,14 @@ class Encoded:
 
     Attributes:
         latents: `[B, N, D]`.
-        attend: The decoder: queries `[B, O, Q]` and, or `None`, which of them attend, `[B, O]`, to decoded queries.
+        attend: The decoder: a token group of O queries and, or `None`, which of them attend, `[B, O]`, to decoded queries
+            `[B, O, Q]`.
         tokens: The token groups that the latents were made of; empty where nobody kept them.
         inputs: The input module that made the groups, for parameters that are shared with it.
     """
 
     latents: Tensor
-    attend: Callable[[Tensor, Tensor | None], Tensor]
+    attend: Callable[[Tokens, Tensor | None], Tensor]
     tokens: Sequence[Tokens]
     inputs: nn.Module
 
@@ -95,20 +96,12 @@ class QueryOutput(Output):
             self.head = Linear(self.decoded_channels, an_int("num_channels", num_channels), bias=bias)
 
     @abstractmethod
-    def axes(self, encoded: Encoded) -> Sequence[int]:
-        """Lengths of the axes that the queries are laid out on."""
-
-    @abstractmethod
-    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
-        """Makes some of the queries.
+    def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
+        """Makes all queries, as a token group with Q channels on the axes of the output: what is read is never made whole.
 
         Args:
             encoded: See `Encoded`.
-            rows: Which ones, integers `[O]`, or `[B, O]` where samples differ.
-            sampled: Whether a user chose them, rather than all in turn.
-
-        Returns:
-            `[O, Q]` or `[B, O, Q]`.
+            sampled: Whether a user chooses some, rather than all.
         """
 
     def results(self, decoded: Tensor, encoded: Encoded) -> Tensor:
@@ -128,22 +121,27 @@ class QueryOutput(Output):
         chunk_size: int | None = None,
     ) -> Tensor:
         """Decodes all queries, or those that `indices` names, at most `chunk_size` at a time."""
-        axes, batch = self.axes(encoded), encoded.latents.shape[0]
-        total = prod(axes)
-        if indices is None:
-            rows = torch.arange(total, device=encoded.latents.device)
-        else:
-            rows = check_indices(indices, batch, total)
+        queries = self.queries(encoded, indices is not None)
+        batch, total = encoded.latents.shape[0], queries.num_inputs
         if query_mask is not None:
             query_mask = check_query_mask(query_mask, batch, total)
-        pieces = [rows] if chunk_size is None else rows.split(an_int("chunk_size", chunk_size), dim=-1)
-        results = []
-        for piece in pieces:
-            queries = self.queries(encoded, piece, indices is not None).to(encoded.latents.dtype)
-            mask = None if query_mask is None else query_mask.take_along_dim(piece.expand(batch, -1), dim=1)
-            decoded = encoded.attend(queries.expand(batch, -1, -1), mask)
-            results.append(self.results(decoded, encoded))
-        return self.arrange(torch.cat(results, dim=1), axes if indices is None else None)
+        if indices is not None:
+            indices = check_indices(indices, batch, total)
+            query_mask = None if query_mask is None else query_mask.take_along_dim(indices.expand(batch, -1), dim=1)
+        size = None if chunk_size is None else an_int("chunk_size", chunk_size)
+        results, done = [], 0
+        for piece in _pieces(queries, indices, size):
+            mask = None if query_mask is None else query_mask[:, done : done + piece.num_inputs]
+            results.append(self.results(encoded.attend(piece, mask), encoded))
+            done += piece.num_inputs
+        return self.arrange(torch.cat(results, dim=1), queries.content.shape[2:] if indices is None else None)
+
+
+def _pieces(queries: Tokens, indices: Tensor | None, size: int | None) -> Iterator[Tokens]:
+    """All queries, or those with the numbers `indices`, at most `size` at a time."""
+    if indices is not None:
+        return (take(queries, rows) for rows in indices.split(size or indices.shape[-1], dim=-1))
+    return iter([queries]) if size is None else queries.pieces(size)
 
 
 def learned_queries(num_queries: int, channels: int) -> nn.Parameter:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from perceivers._checks import a_number, an_int
+from perceivers.ops.tokens import Tokens
 from perceivers.outputs.output import Encoded, QueryOutput
-from perceivers.outputs.rows import take
 
 
 class PerInput(QueryOutput):
@@ -50,13 +50,9 @@ class PerInput(QueryOutput):
         if self.query_channels != inputs.num_channels:
             raise ValueError(f"PerInput has dim={self.query_channels}, but the inputs have {inputs.num_channels} channels")
 
-    def axes(self, encoded: Encoded) -> Sequence[int]:
-        """Those of the inputs."""
-        return encoded.group(self.config["group"]).content.shape[2:]
-
-    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
+    def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
         """Encoded inputs."""
-        return take(encoded.group(self.config["group"]), rows).encoded()
+        return encoded.group(self.config["group"])
 
     def results(self, decoded: Tensor, encoded: Encoded) -> Tensor:
         """Results, divided."""

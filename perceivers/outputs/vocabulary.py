@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import an_int
+from perceivers.ops.tokens import Tokens
 from perceivers.outputs.output import Encoded, QueryOutput, learned_queries
 
 
@@ -65,18 +66,12 @@ class TokenLogits(QueryOutput):
                     " [vocab_size, width of decoded queries]"
                 )
 
-    def axes(self, encoded: Encoded) -> Sequence[int]:
-        """One axis: as long as the input, or, where only latents are there, the longest."""
-        if not encoded.tokens:
-            return [len(self.query)]
-        length = encoded.group(self.config["group"]).num_inputs
+    def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
+        """Rows of the learned table: as many as the input has tokens, or, where only latents are there, all."""
+        length = encoded.group(self.config["group"]).num_inputs if encoded.tokens else len(self.query)
         if length > len(self.query):
             raise ValueError(f"max_length={len(self.query)} positions, but the text has {length} tokens: cut it")
-        return [length]
-
-    def queries(self, encoded: Encoded, rows: Tensor, sampled: bool) -> Tensor:
-        """Rows of the learned table."""
-        return self.query[rows]
+        return Tokens.of(self.query[:length].expand(encoded.latents.shape[0], -1, -1))
 
     def results(self, decoded: Tensor, encoded: Encoded) -> Tensor:
         """Logits, `[B, O, vocab_size]`."""

@@ -19,14 +19,25 @@ from typing import Any
 from torch import Tensor
 
 from perceivers._checks import one_of
-from perceivers.ops.cross_attention import absorbed, dense, reference, separable
+from perceivers.ops.cross_attention import absorbed, dense, encoded_queries, reference, separable
 from perceivers.ops.cross_attention import explain as explanation
 from perceivers.ops.cross_attention.call import Call, Implementation, Norm
 from perceivers.ops.cross_attention.cost import choose
+from perceivers.ops.cross_attention.encoded_queries import EncodedQueries
 from perceivers.ops.cross_attention.partial import Partial, merge
 from perceivers.ops.tokens import Tokens
 
-__all__ = ["CHOICES", "IMPLEMENTATIONS", "Norm", "Partial", "cross_attention", "explain", "merge", "partial"]
+__all__ = [
+    "CHOICES",
+    "IMPLEMENTATIONS",
+    "EncodedQueries",
+    "Norm",
+    "Partial",
+    "cross_attention",
+    "explain",
+    "merge",
+    "partial",
+]
 
 IMPLEMENTATIONS = {
     "reference": Implementation(reference.run, reference.why_not, reference.partial),
@@ -38,7 +49,7 @@ CHOICES = ("auto", *IMPLEMENTATIONS)
 
 
 def cross_attention(
-    q_BHNK: Tensor,
+    q_BHNK: Tensor | EncodedQueries,
     inputs: Sequence[Tokens],
     norm: Norm | None,
     w_k: Tensor,
@@ -54,7 +65,8 @@ def cross_attention(
     """Attends from queries to encoded inputs.
 
     Args:
-        q_BHNK: Queries, already projected.
+        q_BHNK: Queries, already projected; or encoded ones, such as positions of a picture to be made, which "auto" does not
+            project where that is cheaper (`encoded_queries`).
         inputs: Token groups that share one softmax, each with C channels when encoded.
         norm: Normalisation of the encoded inputs, or `None`.
         w_k: Projection to keys, `[H * K, C]`.
@@ -73,7 +85,14 @@ def cross_attention(
     Raises:
         ValueError: If the named implementation is unknown or cannot do this call; the message says why.
     """
-    call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p, {} if cache is None else cache)
+    cache = {} if cache is None else cache
+    if isinstance(q_BHNK, EncodedQueries):
+        queries, sizes = q_BHNK, (q_BHNK.tokens.content.shape[0], q_BHNK.heads, 0, len(q_BHNK.w_q) // q_BHNK.heads)
+        call = Call(queries.w_q.new_empty(sizes), inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p, cache)
+        if implementation == "auto" and encoded_queries.pays(queries, call):
+            return encoded_queries.run(queries, call)
+        q_BHNK = queries.projected()
+    call = Call(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p, cache)
     return _implementation(call, implementation).run(call).to(q_BHNK.dtype)
 
 

@@ -68,6 +68,11 @@ class Call:
         """H."""
         return self.q_BHNK.shape[1]
 
+    @property
+    def num_inputs(self) -> int:
+        """M."""
+        return sum(group.num_inputs for group in self.inputs)
+
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Returns what an earlier call with the same inputs and weights made, or makes it."""
         if key not in self.cache:

@@ -62,7 +62,7 @@ def unmeasured(call: Call) -> str | None:
 def costs(call: Call) -> dict[str, Cost]:
     """The cost of each implementation that can do a call."""
     heads, channels, widths = call.heads, call.w_k.shape[1], len(call.w_k) + len(call.w_v)
-    queries, inputs = call.q_BHNK.shape[2], sum(group.num_inputs for group in call.inputs)
+    queries, inputs = call.q_BHNK.shape[2], call.num_inputs
     if torch.compiler.is_compiling():
         queries, inputs = 512, 50_176  # a graph may be for any number of them, and choosing by it would tie the graph to it
     pairs = heads * queries * inputs

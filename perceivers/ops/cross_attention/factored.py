@@ -83,7 +83,10 @@ def _centred(group: Tokens, content: Tensor) -> Tensor:
         square = square + squares + (count * width / (count + width)) * (means - mean).square()
         mean = (count * mean + width * means) / (count + width)
         count += width
-    width, means = content.shape[1], content.mean(1)
+    width = content.shape[1]
+    if width == 0:  # positions alone
+        return torch.as_tensor(square)
+    means = content.mean(1)
     squares = (content - means.unsqueeze(1)).square().sum(1)
     return squares if count == 0 else squares + square + (count * width / (count + width)) * (means - mean).square()
 

@@ -93,7 +93,7 @@ def _finish(call: Call, whole: Partial, b_v: Tensor | None) -> Tensor:
         return call.with_bias(whole.z_BHNV if divided else whole.finish(), b_v, s_BHN1)
 
 
-class _Inputs:
+class Inputs:
     """The inputs of one sample, flat, or some of them: how numbers of table rows reach them and come back."""
 
     def __init__(self, u_UM: Tensor, rho_M: Tensor, mask_M: Tensor | None, index_MA: Tensor | None, lengths: Sequence[int]):
@@ -127,7 +127,7 @@ class _Inputs:
 
 def _tiles(
     queries: int, content: Tensor, rho: Tensor, mask: Tensor | None, index: Tensor | None, lengths: Sequence[int]
-) -> Iterator[tuple[int, slice, slice, _Inputs]]:
+) -> Iterator[tuple[int, slice, slice, Inputs]]:
     """For each tile of scores: its sample, queries, inputs, and these inputs themselves."""
     inputs = rho[0].numel() if len(rho) else 0
     rows = max(1, TILE // max(1, inputs)) if lengths else QUERIES
@@ -137,7 +137,7 @@ def _tiles(
         mask_M, index_MA = None if mask is None else mask[b].flatten(), None if index is None else index[b]
         for m in range(0, inputs, columns):
             here = slice(m, min(m + columns, inputs))
-            some = _Inputs(u_UM[:, here], rho_M[here], None if mask_M is None else mask_M[here], index_MA, lengths)
+            some = Inputs(u_UM[:, here], rho_M[here], None if mask_M is None else mask_M[here], index_MA, lengths)
             for q in range(0, queries, rows):
                 yield b, slice(q, min(q + rows, queries)), here, some
 

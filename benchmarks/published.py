@@ -1,0 +1,94 @@
+"""What each published model gains: its cross-attentions with "auto" against "dense", forward, one sample.
+
+    python -m benchmarks.published [--quick] [--only PATTERN] [--keep]
+
+"reads" is the first cross-attention to the inputs, block and all (norms, projections, feed-forward); "writes" is the whole
+decoder, 20,000 queries at a time, where these are made of positions. Random weights and inputs; results are compared before
+anything is timed. The last line is one JSON document.
+"""
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import differences, keep, parser, row, times
+from perceivers import Perceiver, PerceiverIO, create_model, list_models
+from perceivers.factory import example_inputs
+from perceivers.layers.block import CrossAttentionBlock
+from perceivers.outputs import Grid, Multimodal, PerInput
+
+CHUNK = 20_000
+
+
+def main() -> None:
+    """Measures, prints a table, keeps rows where asked."""
+    arguments = parser(__doc__, only="models").parse_args()
+    rows = []
+    print(f"{'model':40} {'part':7} {'sizes':>28} {'dense ms':>10} {'auto ms':>10} {'ratio':>7}")
+    for name in list_models():
+        small = name.endswith(("_tiny", "_small"))
+        if small == arguments.quick and fnmatch(name, arguments.only):
+            measured = compare(name, seconds=0.02 if arguments.quick else 3)
+            rows += keep("published", measured) if arguments.keep else measured
+    print(json.dumps(rows))
+
+
+@torch.no_grad()
+def compare(name: str, seconds: float) -> list[dict[str, Any]]:
+    """Checks and times the two parts of one model."""
+    torch.manual_seed(0)
+    model, rows = create_model(name).eval(), []
+    for parameter in model.parameters():  # also those that start at zero, whose results would all be zero
+        parameter.normal_(std=(parameter.shape[-1] if parameter.ndim > 1 else 4) ** -0.5)
+    for part, (sizes, call) in parts(model, example_inputs(name)).items():
+        calls: dict[str, Callable[[], Tensor]] = {}
+        for implementation in ("dense", "auto"):
+            calls[implementation] = partial(run, model, implementation, call)
+        results = {implementation: {"output": one()} for implementation, one in calls.items()}
+        differences(name, results["auto"], results["dense"])
+        lines = {
+            what: row(ms, benchmark="published", model=name, part=part, sizes=sizes, what=what)
+            for what, ms in times(calls, seconds=seconds, at_least=2 if part == "writes" else 3).items()
+        }
+        dense, auto = (lines[what]["p50_ms"] for what in ("dense", "auto"))
+        lines["auto"]["ratio_to_dense"] = round(dense / auto, 3)
+        print(f"{name:40} {part:7} {sizes:>28} {dense:10.1f} {auto:10.1f} {dense / auto:7.2f}", flush=True)
+        rows += lines.values()
+    return rows
+
+
+def run(model: Perceiver | PerceiverIO, implementation: str, call: Callable[[], Tensor]) -> Tensor:
+    """Calls a part of a model with one implementation."""
+    model.set_attention_implementation(implementation)
+    return call()
+
+
+def parts(model: Perceiver | PerceiverIO, x: Any) -> dict[str, tuple[str, Callable[[], Tensor]]]:
+    """For each part of a model its sizes and what computes it."""
+    if isinstance(model, PerceiverIO):
+        x = {name: torch.randn_like(one) for name, one in x.items()} if isinstance(x, dict) else x
+        tokens = model.inputs(torch.randn_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x, None)
+    else:
+        tokens = [model.tokens(torch.randn_like(x))]
+    latents, block = model.encoder.latents[None], cast(CrossAttentionBlock, model.encoder.cross_attentions[0])
+    sizes = f"{len(latents[0])} x {sum(group.num_inputs for group in tokens)} x {tokens[0].num_channels}"
+    result = {"reads": (sizes, lambda: block(latents, tokens))}
+    if isinstance(model, PerceiverIO) and isinstance(model.outputs, Grid | PerInput | Multimodal):
+        decoded = flat(model.decode(latents, tokens, chunk_size=CHUNK))
+        sizes = f"{len(latents[0])} -> {len(decoded)} numbers"
+        result["writes"] = (sizes, lambda: flat(model.decode(latents, tokens, chunk_size=CHUNK)))
+    return result
+
+
+def flat(results: Tensor | dict[str, Tensor]) -> Tensor:
+    """All results of a model, one behind another."""
+    return results.flatten() if isinstance(results, Tensor) else torch.cat([one.flatten() for one in results.values()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The other direction: many encoded queries attend to few inputs, as the dense outputs of Perceiver IO do.
+
+A query is made of a token group too, q_m = W_q norm(x_m) + b_q for each position m of a picture, and x_m is a sum of a few
+rows (`factored`). So the rows are multiplied by the keys instead: with the norm folded into k~_n = scale W_q^T k_n,
+
+    S_nm = rho_m (T_1[n, i_1(m)] + ... + T_A[n, i_A(m)] + k_u,n . u_m) + c_n          c_n = scale k_n . (W_q beta + b_q)
+
+where c_n differs between keys and stays. Neither encoded queries nor projected ones are made, and half of the products of a
+pair are gone; the other half, with the values, remains. It is exact; what has queries and inputs is one operator,
+`perceivers::encoded_queries`, forward and backward written out, which holds a tile of scores at a time.
+
+Letters: B batch, H heads, M queries (on a grid), N inputs, Q = H N, C channels of an encoded query, U of its content, A axes,
+S rows of all tables and channels of content, K width of queries and keys, V of values.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.ops.cross_attention.call import Call, Norm
+from perceivers.ops.cross_attention.factored import inverse_deviations, project
+from perceivers.ops.cross_attention.separable import TILE, Inputs
+from perceivers.ops.tokens import Tokens
+
+PASSES, GATHER = 140, 165  # of a pair, as FLOPs of a matrix product, beside those of fused attention; an axis of a list
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedQueries:
+    """Queries before their norm and projection.
+
+    Attributes:
+        tokens: What they are made of.
+        norm: Normalisation of the encoded array, or `None`.
+        w_q: Projection to queries, `[H * K, C]`.
+        b_q: Its bias, `[H * K]`, or `None`.
+        heads: H.
+    """
+
+    tokens: Tokens
+    norm: Norm | None
+    w_q: Tensor
+    b_q: Tensor | None
+    heads: int
+
+    def projected(self) -> Tensor:
+        """The queries themselves, `[B, H, M, K]`."""
+        x_BMC = self.tokens.encoded().to(self.w_q.dtype)
+        x_BMC = x_BMC if self.norm is None else self.norm(x_BMC)
+        return F.linear(x_BMC, self.w_q, self.b_q).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys(self, k_BHNK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """k~ with the norm's weight and centring inside, `[B, Q, C]`, and c, `[B, Q]`."""
+        bias_D = self.w_q.new_zeros(len(self.w_q)) if self.b_q is None else self.b_q
+        if self.norm is not None and self.norm.bias is not None:
+            bias_D = bias_D + self.w_q @ self.norm.bias
+        k_BHNC = scale * (k_BHNK @ self.w_q.unflatten(0, (self.heads, -1)))
+        if self.norm is not None:
+            k_BHNC = k_BHNC * self.norm.weight
+            k_BHNC = k_BHNC - k_BHNC.mean(-1, keepdim=True) if self.norm.centred else k_BHNC
+        c_BHN = scale * (k_BHNK @ bias_D.unflatten(0, (self.heads, -1, 1))).squeeze(-1)
+        return k_BHNC.flatten(1, 2), c_BHN.flatten(1, 2)
+
+
+def pays(queries: EncodedQueries, call: Call) -> bool:
+    """Whether `run` can be used, and is cheaper than projecting the queries as far as was measured: on CPUs in float32."""
+    tokens, channels = queries.tokens, queries.w_q.shape[1]
+    if tokens.content.device.type != "cpu" or queries.w_q.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling() or call.dropout_p > 0 or call.mask() is not None:
+        return False
+    if len(tokens.tables) < 2 or any(table.ndim > 2 for table in tokens.tables):
+        return False
+    width, rows = len(queries.w_q) // queries.heads, tokens.content.shape[1] + sum(t.shape[-2] for t in tokens.tables)
+    passes, keys = PASSES + (0 if tokens.index is None else GATHER * len(tokens.tables)), call.num_inputs
+    projected = tokens.num_inputs * width * 2 * (channels + keys)
+    ours = keys * (tokens.num_inputs * (2 * tokens.content.shape[1] + passes) + 2 * channels * (width + rows))
+    return ours < projected
+
+
+def run(queries: EncodedQueries, call: Call) -> Tensor:
+    """Attends from encoded queries to inputs, all of which may be attended; `[B, H, M, V]`."""
+    k_BHNK, v_BHNV = call.once("keys and values", lambda: call.keys_and_values(call.encoded()))
+    k_BQC, c_BQ = call.once(("folded keys", queries.w_q), lambda: queries.keys(k_BHNK, call.scale))
+    tokens, dtype = queries.tokens, v_BHNV.dtype
+    content = tokens.visible_content().to(dtype)
+    rho = inverse_deviations(tokens, content, queries.norm, dtype).expand(len(content), *content.shape[2:])
+    p_BQS = project(tokens, k_BQC.flatten(0, 1)).mT.unflatten(0, k_BQC.shape[:2])  # of all samples at once
+    lengths = [table.shape[-2] for table in tokens.tables]
+    return encoded_queries(p_BQS, c_BQ, v_BHNV, content, rho, tokens.index, lengths)[0]
+
+
+def _tiles(
+    p_BQS: Tensor, heads: int, content: Tensor, rho: Tensor, index: Tensor | None, lengths: Sequence[int]
+) -> Iterator[tuple[int, int, slice, list[slice], Tensor, Inputs]]:
+    """For each tile of scores its sample, head, queries and table rows, their p, and the queries' factors.
+
+    A tile has all keys of a head, since one softmax is over them, and whole rows of the first axis of the queries.
+    """
+    keys, (first, *others) = p_BQS.shape[1] // heads, lengths
+    inner = 1 if index is not None else math.prod(others)
+    count = rho[0].numel() // inner if len(rho) else 0
+    step = max(1, TILE // max(1, keys * inner))
+    for b in range(len(p_BQS)):
+        u_UM, rho_M = content[b].flatten(1), rho[b].flatten()
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            here = slice(start * inner, stop * inner)
+            if index is not None:
+                rows, tile = [slice(None)], Inputs(u_UM[:, here], rho_M[here], None, index[b, here], lengths)
+            else:
+                rows = [slice(start, stop), slice(first, None)]
+                tile = Inputs(u_UM[:, here], rho_M[here], None, None, [stop - start, *others])
+            for h in range(heads):
+                p_NS = p_BQS[b, h * keys : (h + 1) * keys]
+                yield b, h, here, rows, torch.cat([p_NS[:, some] for some in rows], dim=-1), tile
+
+
+@torch.library.custom_op("perceivers::encoded_queries", mutates_args=())
+def encoded_queries(
+    p_BQS: Tensor,
+    c_BQ: Tensor,
+    v_BHNV: Tensor,
+    content: Tensor,
+    rho: Tensor,
+    index: Tensor | None,
+    lengths: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Softmax over the keys n of scores rho_m (T_1[n, i_1(m)] + ... + T_A[n, i_A(m)] + p_u,n . u_m) + c_n, and its values.
+
+    Args:
+        p_BQS: T_1, ..., T_A, p_u, one behind another, float32 or float64, and so are the others.
+        c_BQ: c.
+        v_BHNV: Values.
+        content: `[B, U, *axes]`, or `[B, U, M]` with an index.
+        rho: `[B, *axes]`, or `[B, M]`.
+        index: `[B, M, A]`, rows of the tables; `None` for the full grid.
+        lengths: n_1, ..., n_A, at least one.
+
+    Returns:
+        `[B, H, M, V]`; log-sum-exp of the scores, `[B, H, M]`.
+    """
+    heads, keys = v_BHNV.shape[1:3]
+    out_BHMV = v_BHNV.new_empty(len(rho), heads, math.prod(rho.shape[1:]), v_BHNV.shape[-1])
+    lse_BHM = v_BHNV.new_empty(out_BHMV.shape[:-1])
+    for b, h, here, _, p_NS, tile in _tiles(p_BQS, heads, content, rho, index, lengths):
+        s_NM = tile.scores(p_NS).mul_(tile.rho_M).add_(c_BQ[b, h * keys : (h + 1) * keys].unsqueeze(-1))
+        max_M = s_NM.amax(0)
+        sum_M = s_NM.sub_(max_M).exp_().sum(0)
+        torch.mm(s_NM.mT, v_BHNV[b, h], out=out_BHMV[b, h, here])
+        out_BHMV[b, h, here].div_(sum_M.unsqueeze(-1))
+        lse_BHM[b, h, here] = sum_M.log_().add_(max_M)
+    return out_BHMV, lse_BHM
+
+
+@encoded_queries.register_fake
+def _(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths):
+    out_BHMV = v_BHNV.new_empty(rho.shape[0], v_BHNV.shape[1], math.prod(rho.shape[1:]), v_BHNV.shape[-1])
+    return out_BHMV, v_BHNV.new_empty(out_BHMV.shape[:-1])
+
+
+@torch.library.custom_op("perceivers::encoded_queries_backward", mutates_args=())
+def encoded_queries_backward(
+    p_BQS: Tensor,
+    c_BQ: Tensor,
+    v_BHNV: Tensor,
+    content: Tensor,
+    rho: Tensor,
+    index: Tensor | None,
+    lengths: Sequence[int],
+    lse_BHM: Tensor,
+    offset_BHM: Tensor,
+    grad_BHMV: Tensor,
+    queries_too: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of p, c and values, and of content and rho where `queries_too`.
+
+    With A the softmax and dA_nm = v_n . dout_m:
+
+        dS = A (dA - delta + dlse),   delta_m = out_m . dout_m           offset = dlse - delta
+        dv_n = sum_m A_nm dout_m      dc_n = sum_m dS_nm                 dp = sums of dS rho
+        du_m = rho_m sum_n dS_nm p_u,n                                   drho_m = sum_n dS_nm (T_1 + ... + p_u,n . u_m)
+    """
+    grad_p_BQS, grad_c_BQ, grad_v_BHNV = (torch.zeros_like(x) for x in (p_BQS, c_BQ, v_BHNV))
+    grad_content, grad_rho = (rho.new_zeros(x.shape if queries_too else 0) for x in (content, rho))
+    heads, keys, channels = *v_BHNV.shape[1:3], content.shape[1]
+    for b, h, here, rows, p_NS, tile in _tiles(p_BQS, heads, content, rho, index, lengths):
+        head, dout_MV = slice(h * keys, (h + 1) * keys), grad_BHMV[b, h, here]
+        raw_NM = tile.scores(p_NS)
+        a_NM = (raw_NM * tile.rho_M).add_(c_BQ[b, head].unsqueeze(-1)).sub_(lse_BHM[b, h, here]).exp_()
+        grad_v_BHNV[b, h].addmm_(a_NM, dout_MV)
+        ds_NM = (v_BHNV[b, h] @ dout_MV.mT).add_(offset_BHM[b, h, here]).mul_(a_NM)
+        grad_c_BQ[b, head] += ds_NM.sum(1)
+        if queries_too:
+            grad_rho[b].view(-1)[here] += raw_NM.mul_(ds_NM).sum(0)
+        sums_NS = tile.sums(ds_NM.mul_(tile.rho_M))
+        if queries_too:
+            grad_content[b].flatten(1)[:, here].addmm_(p_NS[:, p_NS.shape[1] - channels :].mT, ds_NM)
+        for some, part in zip(rows, sums_NS.split([grad_p_BQS[0, 0, some].numel() for some in rows], dim=-1), strict=True):
+            grad_p_BQS[b, head, some] += part
+    return grad_p_BQS, grad_c_BQ, grad_v_BHNV, grad_content, grad_rho
+
+
+@encoded_queries_backward.register_fake
+def _(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths, lse_BHM, offset_BHM, grad_BHMV, queries_too):
+    of_queries = (rho.new_empty(x.shape if queries_too else (0,)) for x in (content, rho))
+    return *(torch.empty_like(x) for x in (p_BQS, c_BQ, v_BHNV)), *of_queries
+
+
+def _setup(ctx, inputs, output) -> None:
+    *tensors, ctx.lengths = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx, grad_BHMV, grad_lse_BHM):
+    *tensors, out_BHMV, lse_BHM = ctx.saved_tensors
+    offset_BHM = grad_lse_BHM - (grad_BHMV * out_BHMV).sum(-1)
+    queries_too = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+    *grads, grad_content, grad_rho = encoded_queries_backward(
+        *tensors, ctx.lengths, lse_BHM, offset_BHM, grad_BHMV.contiguous(), queries_too
+    )
+    return *grads, *((grad_content, grad_rho) if queries_too else (None, None)), None, None
+
+
+encoded_queries.register_autograd(_backward, setup_context=_setup)
