@@ -59,5 +59,5 @@ SOURCES := pyproject.toml constraints.txt setup.py perceivers/ops/cross_attentio
 	touch $@
 
 .venv/.all: .venv/bin/python $(SOURCES)
-	$(PIP) -e '.[demo,train,test,dev,docs]'
+	$(PIP) -e '.[demo,train,test,onnx,dev,docs]'
 	touch $@ .venv/.demo

@@ -47,13 +47,14 @@ def example_inputs(name: str, batch_size: int = 1) -> Any:
         name: One of `list_models()`.
         batch_size: Number of samples.
     """
-    return _zeros(PRESETS[name].get("inputs", {"kind": "Pixels", **PRESETS[name]}), batch_size)
+    return zeros(PRESETS[name].get("inputs", {"kind": "Pixels", **PRESETS[name]}), batch_size)
 
 
-def _zeros(description: Mapping[str, Any], batch_size: int) -> Any:
+def zeros(description: Mapping[str, Any], batch_size: int) -> Any:
+    """Returns zeros of the size that an input module, by its description, was made for."""
     match description["kind"]:
         case "Multimodal":
-            return {name: _zeros(part, batch_size) for name, part in description["modalities"].items()}
+            return {name: zeros(part, batch_size) for name, part in description["modalities"].items()}
         case "TokenIds":
             return torch.zeros(batch_size, description["max_length"], dtype=torch.int64)
         case "FramePairs":

@@ -78,7 +78,7 @@ class PerceiverBlock(nn.Module):
             ff_dim_scale: See `ff_dim`.
             bias: Whether the linear maps of the attentions have a bias; "out" for the last of each alone.
             pre_norm: Norm before the steps or after the residuals.
-            activation: "gelu", "gelu_tanh" or "geglu".
+            activation: "gelu", "gelu_tanh", "geglu" or "relu".
             ff_dropout: Dropout of the feed-forward.
             attention_dropout: Dropout of the attention weights.
         """
@@ -163,7 +163,7 @@ class Perceiver(Pretrained):
         num_classes: Size of the logits; `None` for pooled latents instead.
         bias: Whether the linear maps of the attentions have a bias; "out" for the last of each alone.
         final_norm: Whether pooled latents pass a layer norm.
-        activation: "gelu" (exact), "gelu_tanh" or "geglu".
+        activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
         attention_implementation: How cross-attention is computed, see `set_attention_implementation`. In no checkpoint.
 
     Attributes:

@@ -77,7 +77,7 @@ class PerceiverIO(Pretrained):
         ff_dropout: Dropout of the feed-forward.
         attention_dropout: Dropout of the attention weights.
         bias: Whether the linear maps of the attentions have a bias; "out" for the last of each alone.
-        activation: "gelu" (exact), "gelu_tanh" or "geglu".
+        activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
         attention_implementation: See `set_attention_implementation`. In no checkpoint.
 
     Attributes:

@@ -63,7 +63,7 @@ CONSTRUCTOR = [
     ({"attention_dropout": "0.1"}, "attention_dropout='0.1' must be a probability"),
     ({"cross_kv_dim": 12}, "cross_kv_dim=12 must be 11, the 1 channels of data_shape and 10 of the position features"),
     ({"num_classes": 0}, "num_classes=0 must be"),
-    ({"activation": "relu"}, "activation='relu' must be one of 'gelu', 'gelu_tanh', 'geglu'"),
+    ({"activation": "silu"}, "activation='silu' must be one of 'gelu', 'gelu_tanh', 'geglu', 'relu'"),
     ({"attention_implementation": "flash"}, "attention_implementation='flash' must be one of 'auto'"),
 ]
 

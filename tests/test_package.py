@@ -129,7 +129,7 @@ class TestRepository:
         allowed = {
             "ops": {"_checks", "ops"},
             "position": {"_checks", "position"},
-            "layers": {"_checks", "layers", "ops", "position"},
+            "layers": {"_checks", "checkpoints", "layers", "ops", "position"},
             "inputs": {"_checks", "_parts", "inputs", "layers", "ops", "position"},
             "checkpoints/native.py": {"_checks", "checkpoints"},  # what loads other formats stands above the models
         }

@@ -196,7 +196,7 @@ def test_widths_of_the_feed_forward():
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "geglu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "geglu", "relu"])
 def test_block_written_out(pre_norm, activation):
     """One block against modules of PyTorch with the same weights."""
     block = draw_parameters(LatentTransformer(dim=12, ff_dim=10, heads=3, pre_norm=pre_norm, activation=activation).double())
@@ -211,6 +211,8 @@ def test_block_written_out(pre_norm, activation):
         x = x @ f.linear_in.weight.T + f.linear_in.bias
         if activation == "geglu":
             x = x[..., :10] * nn.GELU()(x[..., 10:])
+        elif activation == "relu":
+            x = x.clamp(min=0)
         else:
             x = nn.GELU("tanh" if activation == "gelu_tanh" else "none")(x)
         return x @ f.linear_out.weight.T + f.linear_out.bias

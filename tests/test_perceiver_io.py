@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 from accuracy import assert_varies, draw_parameters
 from perceivers import PerceiverIO, create_model, inputs, outputs
@@ -303,12 +304,13 @@ def test_compiles_as_one_graph(name, chunk_size):
 
 
 @runs
-def test_exports(name):
+def test_exports_with_any_batch(name):
     config, data = RUNS[name]
     model, x = build(**config), data(2)
-    exported = torch.export.export(model, (x,)).module()
-    other = data(2)
-    torch.testing.assert_close(exported(other), model(other))
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},)).module()
+    for batch in (1, 5):
+        other = data(batch)
+        torch.testing.assert_close(exported(other), model(other))
 
 
 @runs

@@ -1,24 +1,30 @@
 """Weights of any format that is known, found out by what is in them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import perceiver_io, perceiver_pytorch, transformers
+from perceivers.checkpoints import perceiver_io, perceiver_pytorch, resamplers, transformers
 from perceivers.checkpoints.native import CONFIG, WEIGHTS
-from perceivers.checkpoints.translate import read_weights
+from perceivers.checkpoints.translate import Weights, read_weights
 from perceivers.factory import MODELS
+from perceivers.layers import Resampler
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
 # Files without a configuration, told by the names of their tensors: modules with `recognises(weights)` and `load`.
-FORMATS = (perceiver_pytorch, perceiver_io)
+FORMATS = (perceiver_pytorch, perceiver_io, resamplers)
+# What this library's own format may hold.
+CLASSES = {**MODELS, Resampler.__name__: Resampler}
 
 
-def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arguments: Any) -> Perceiver | PerceiverIO:
+def from_pretrained(
+    source: str | Path, *, local_files_only: bool = False, **arguments: Any
+) -> Perceiver | PerceiverIO | Resampler:
     """Loads a model of any known format, in evaluation mode; nothing in its files is run.
 
     - This library's: a folder, or the name of a repository on the hub, with `config.json` and `model.safetensors`.
@@ -27,13 +33,16 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
       safetensors wrote. They do not tell `max_freq`, `cross_heads` and `latent_heads`: give what the model was made with.
     - perceiver-io's (krasserm) image classifier, masked language model, text classifier and optical flow: checkpoints of
       Lightning, folders or repositories of the hub, and files with a state_dict, which do not tell heads and repetitions.
+    - The resampler of a larger model, as a `Resampler`: of Idefics and Idefics2, a folder or name of transformers; of these,
+      Flamingo and IP-Adapter Plus, a file with the resampler or the whole model. Files do not tell `heads`.
 
     Args:
         source: The folder, file, or name on the hub.
         local_files_only: Never download.
         **arguments: Of this library's format, those of `Perceiver.from_pretrained`; of perceiver-pytorch's, those of
             `perceivers.checkpoints.perceiver_pytorch.load`; of files of perceiver-io, those of
-            `perceivers.checkpoints.perceiver_io.load`.
+            `perceivers.checkpoints.perceiver_io.load`; of files with resamplers, those of
+            `perceivers.checkpoints.resamplers.load`.
 
     Raises:
         ValueError: If the format is not known, or a file is missing, damaged or does not fit; no half of a model is loaded.
@@ -49,12 +58,16 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
     config = _config(source, local_files_only)
     if "format_version" in config:
         name = config.get("model_class")
-        if name not in MODELS:
-            raise ValueError(f"{source}: model_class={name!r} is none of {sorted(MODELS)}: update perceivers")
-        return MODELS[name].from_pretrained(source, local_files_only=local_files_only, **arguments)
-    if config.get("model_type") == "perceiver":
-        if arguments:
-            raise TypeError(f"unknown arguments {sorted(arguments)}: a transformers configuration tells everything")
+        if not isinstance(name, str) or name not in CLASSES:
+            raise ValueError(f"{source}: model_class={name!r} is none of {sorted(CLASSES)}: update perceivers")
+        return CLASSES[name].from_pretrained(source, local_files_only=local_files_only, **arguments)
+    kind = str(config.get("model_type"))
+    if arguments and kind in ("perceiver", *resamplers.MODEL_TYPES):
+        raise TypeError(f"unknown arguments {sorted(arguments)}: a transformers configuration tells everything")
+    if kind in resamplers.MODEL_TYPES:
+        weights = _part(source, local_files_only, resamplers.is_part)
+        return resamplers.load_part(config, weights, str(source))  # pyright: ignore[reportReturnType]
+    if kind == "perceiver":
         weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
         return transformers.load(config, weights, str(source))  # pyright: ignore[reportReturnType]
     if perceiver_io.recognises_folder(config, str(source)):
@@ -62,11 +75,14 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
             raise TypeError(f"unknown arguments {sorted(arguments)}: a configuration of perceiver-io tells everything")
         weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
         return perceiver_io.load_folder(config, weights, str(source))  # pyright: ignore[reportReturnType]
-    raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={config.get('model_type')!r} is not known")
+    raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={kind!r} is not known")
 
 
 def _config(source: str | Path, local_files_only: bool) -> dict[str, Any]:
-    path = _file(source, local_files_only, CONFIG)
+    return _json(_file(source, local_files_only, CONFIG))
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -74,6 +90,21 @@ def _config(source: str | Path, local_files_only: bool) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a configuration: it holds a {type(config).__name__}")
     return config
+
+
+def _part(source: str | Path, local_files_only: bool, wanted: Callable[[str], bool]) -> Weights:
+    """The tensors with such names, of one file or of those that an index names."""
+    names = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    path = _file(source, local_files_only, *names)
+    if path.suffix != ".json":
+        return read_weights(path, wanted)
+    files = _json(path).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
+        raise ValueError(f"{path} is damaged: its weight_map does not name a file of the same folder for each tensor")
+    weights: Weights = {}
+    for name in sorted({name for tensor, name in files.items() if wanted(tensor)}):
+        weights |= read_weights(_file(source, local_files_only, name), wanted)
+    return weights
 
 
 def _file(source: str | Path, local_files_only: bool, *names: str) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from perceivers.checkpoints.native import CONFIG, WEIGHTS, fill
@@ -17,8 +18,12 @@ from perceivers.checkpoints.native import CONFIG, WEIGHTS, fill
 Weights = dict[str, Tensor]
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, wanted: Callable[[str], bool] | None = None) -> Weights:
     """Reads a file of named tensors, safetensors or what `torch.save` wrote; nothing in it is run.
+
+    Args:
+        path: The file.
+        wanted: Whether a name is to be read, of a file too large for memory; `None` for all.
 
     Raises:
         ValueError: If it is missing, damaged, or holds anything but tensors under names.
@@ -28,23 +33,25 @@ def read_weights(path: str | Path) -> Weights:
         raise ValueError(f"{path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if wanted is None or wanted(name)}
         unpacked = _unpacked_size(path)
     except Exception as error:  # of many kinds, by what is damaged
         raise ValueError(f"{path} is damaged or no {path.suffix} file ({error}): copy or download it again") from error
     if unpacked > (size := path.stat().st_size):  # PyTorch stores, it does not compress
         raise ValueError(f"{path} would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory: do not use it")
     try:
-        state = _load(path)
+        mapped = wanted is not None and zipfile.is_zipfile(path)
+        state = _load(path, mmap=mapped)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, or holds more than tensors, which is not read: {reason}") from error
-    for key in ("state_dict", "model"):  # of training loops
+    for key in ("state_dict", "model_state_dict", "model", "image_proj"):  # of training loops, of IP-Adapter
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} is no file of tensors under names: save model.state_dict()")
-    return dict(state)
+    return dict(state) if wanted is None else {name: tensor.clone() for name, tensor in state.items() if wanted(name)}
 
 
 def read_hyper_parameters(path: str | Path) -> dict[str, Any]:

@@ -209,5 +209,5 @@ class LogMel(InputModule):
         hop, samples = self.config["hop_length"], mask.shape[1]
         frames = self._num_frames(samples)
         nearest = (torch.arange(samples, device=mask.device) + hop // 2) // hop
-        counts = mask.new_zeros(len(mask), frames, dtype=torch.int32)
+        counts = mask.new_zeros(mask.shape[0], frames, dtype=torch.int32)
         return counts.index_add_(1, nearest.clamp_max(frames - 1), mask.to(torch.int32)) > 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perceivers._checks import a_list, an_int
 from perceivers._parts import Part
 from perceivers.inputs.ragged import pad_ragged
-from perceivers.ops.tokens import Positions, check_grid, check_mask
+from perceivers.ops.tokens import Positions, check_grid
 from perceivers.position import FourierFeatures, grid_coordinates
 
 
@@ -125,18 +125,3 @@ class Grid:
             spans = [grid_coordinates(own[:, a], length) for a, length in enumerate(lengths)]
             return Positions(features.tables_at([x.to(content.device) for x in spans], dtype=dtype))
         return Positions(features.tables(lengths, dtype=dtype, device=content.device))
-
-
-def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name: str, mask: Tensor | None) -> Tensor:
-    """Returns ids with 0 under a False mask; raises `ValueError` unless they are integers from 0 to `count - 1`."""
-    if not isinstance(ids, Tensor) or ids.ndim != ndim or ids.dtype.is_floating_point or ids.dtype == torch.bool:
-        got = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
-        raise ValueError(f"{name} is {got}, but an integer tensor {shape} is needed: convert it, such as {name}.long()")
-    check_mask(mask, ids.shape, shape)
-    ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
-    # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
-    if ids.numel() > 0 and not torch.compiler.is_compiling() and ids.device.type == "cpu":
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= count:
-            raise ValueError(f"{name} has ids from {low} to {high}, but {count_name}={count}: ids are 0 to {count - 1}")
-    return ids

@@ -92,7 +92,7 @@ class ConvStem(InputModule):
             return F.pad(x, [symmetric] * 4)
         edges = []
         for n in reversed(x.shape[2:]):  # the last axis comes first in F.pad
-            missing = max((-(-n // STRIDE) - 1) * STRIDE + kernel - n, 0)
+            missing = max(((n + STRIDE - 1) // STRIDE - 1) * STRIDE + kernel - n, 0)
             edges += [missing // 2, missing - missing // 2]
         return F.pad(x, edges)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers._checks import an_int
-from perceivers.inputs.base import InputModule, check_ids
-from perceivers.ops.tokens import Tokens, check_mask
+from perceivers.inputs.base import InputModule
+from perceivers.ops.tokens import Tokens, check_ids, check_mask
 
 
 class Labels(InputModule):

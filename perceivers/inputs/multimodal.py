@@ -132,7 +132,7 @@ class Multimodal(InputModule):
             )
         groups = {name: self._encode(name, x[name], mask.get(name)) for name in self.names}
         sizes = {name: some[0].content.shape[0] for name, some in groups.items()}
-        if len(set(sizes.values())) > 1:
+        if any(size != sizes[self.names[0]] for size in sizes.values()):
             raise ValueError(f"x has batches of different sizes, {sizes}: make them equal")
         return self._drop_modalities(groups) if self.training and self.drop_modality_probs else groups
 
@@ -188,8 +188,8 @@ def _clear(x: Any, present: Tensor) -> Any:
         return {name: _clear(value, present) for name, value in x.items()}
     if not isinstance(x, Tensor):
         return x
-    if len(x) != len(present):
-        raise ValueError(f"mask has shape {list(present.shape)}, but x a batch of {len(x)}: give one entry a sample")
+    if x.shape[0] != present.shape[0]:
+        raise ValueError(f"mask has shape {list(present.shape)}, but x a batch of {x.shape[0]}: give one entry a sample")
     return x.masked_fill(~present.reshape(-1, *[1] * (x.ndim - 1)), 0)
 
 

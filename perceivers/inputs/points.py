@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from perceivers._checks import an_int, one_each
-from perceivers.inputs.base import InputModule, Located, a_shape, check_ids
+from perceivers.inputs.base import InputModule, Located, a_shape
 from perceivers.inputs.ragged import pad_ragged
-from perceivers.ops.tokens import Positions, Tokens, check_array, check_mask
+from perceivers.ops.tokens import Positions, Tokens, check_array, check_ids, check_mask
 from perceivers.position import FourierFeatures
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_list, an_int, one_of
-from perceivers.inputs.base import InputModule, check_ids
-from perceivers.ops.tokens import Tokens, check_array, check_dtype, check_mask
+from perceivers.inputs.base import InputModule
+from perceivers.ops.tokens import Tokens, check_array, check_dtype, check_ids, check_mask
 
 
 class Tabular(InputModule):
@@ -74,7 +74,8 @@ class Tabular(InputModule):
         if not isinstance(x, Mapping) or set(x) != set(names):
             got = f"has {sorted(map(str, x))}" if isinstance(x, Mapping) else f"is a {type(x).__name__}"
             raise ValueError(f"x {got}, but a dict with exactly {names} is needed")
-        tokens, known, batch = [], [], len(x[names[0]])
+        tokens, known, first = [], [], x[names[0]]
+        batch = first.shape[0] if isinstance(first, Tensor) else len(first)
         check_mask(mask, (batch, sum(wanted.values())), "[B, M], a column each")
         if numeric := wanted["numeric"]:
             numbers = x["numeric"]

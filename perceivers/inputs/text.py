@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_list, an_int
-from perceivers.inputs.base import InputModule, check_ids
+from perceivers.inputs.base import InputModule
 from perceivers.inputs.ragged import pad_ragged
-from perceivers.ops.tokens import Positions, Tokens
+from perceivers.ops.tokens import Positions, Tokens, check_ids
 from perceivers.position import LearnedPositions
 
 

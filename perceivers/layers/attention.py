@@ -143,7 +143,7 @@ class CrossAttention(nn.Module):
         """Raises `ValueError` where latents or inputs do not fit this module."""
         dim, kv_dim = self.to_q.in_features, self.to_k.in_features
         if isinstance(latents_BND, Tokens):
-            shape = (len(latents_BND.content), latents_BND.num_inputs, latents_BND.num_channels)
+            shape = (latents_BND.content.shape[0], latents_BND.num_inputs, latents_BND.num_channels)
         else:
             shape = tuple(latents_BND.shape)
         if len(shape) != 3 or shape[-1] != dim:

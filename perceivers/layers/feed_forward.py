@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from perceivers._checks import a_probability, an_int, one_of
 from perceivers.layers.linear import Linear
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "geglu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "geglu", "relu")
 
 
 class FeedForward(nn.Module):
@@ -15,8 +15,8 @@ class FeedForward(nn.Module):
     Args:
         dim: Width of input and output.
         hidden_dim: Width between the linear maps.
-        activation: "gelu" (exact), "gelu_tanh" (the approximation DeepMind's code uses) or "geglu" (the first linear map
-            makes values and gates, value * gelu(gate); Shazeer 2020).
+        activation: "gelu" (exact), "gelu_tanh" (the approximation DeepMind's code uses), "geglu" (the first linear map
+            makes values and gates, value * gelu(gate); Shazeer 2020) or "relu".
         dropout: Probability of dropping a number after the activation and after the second linear map.
 
     Raises:
@@ -37,6 +37,8 @@ class FeedForward(nn.Module):
         if self.activation == "geglu":
             values, gates = x.chunk(2, dim=-1)
             x = values * F.gelu(gates)
+        elif self.activation == "relu":
+            x = F.relu(x)
         else:
             x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         x = F.dropout(x, self.dropout, self.training)

@@ -37,6 +37,7 @@ class GroupedCrossAttention(nn.Module):
         bias: Whether the four linear maps have a bias.
         qk_norm: `None`, or the norm over the width of a head that queries and keys pass, "layer_norm" or "rms_norm"
             (Dehghani et al. 2023, section 2); its weights are shared among heads.
+        norm_eps: Added to the variance in that norm; `None` for what is usual.
         dropout: Probability of dropping an attention weight in training.
 
     Raises:
@@ -53,6 +54,7 @@ class GroupedCrossAttention(nn.Module):
         head_dim: int | None = None,
         bias: bool = True,
         qk_norm: str | None = None,
+        norm_eps: float | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -69,8 +71,8 @@ class GroupedCrossAttention(nn.Module):
         self.to_k = Linear(kv_dim, self.kv_heads * head_dim, bias=bias)
         self.to_v = Linear(kv_dim, self.kv_heads * head_dim, bias=bias)
         self.to_out = Linear(heads * head_dim, dim, bias=bias)
-        self.q_norm = None if qk_norm is None else make_norm(qk_norm, head_dim)
-        self.k_norm = None if qk_norm is None else make_norm(qk_norm, head_dim)
+        self.q_norm = None if qk_norm is None else make_norm(qk_norm, head_dim, norm_eps)
+        self.k_norm = None if qk_norm is None else make_norm(qk_norm, head_dim, norm_eps)
 
     def forward(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> Tensor:
         """Maps latents `[B, N, D]` and token groups that share one softmax to `[B, N, D]`.

@@ -39,7 +39,7 @@ class InducedSetAttention(nn.Module):
         head_dim: Width of a head; `None` for `dim // heads`.
         pre_norm: Norms after the residuals (False, as published), or before the steps.
         ff_dim: Hidden width of the feed-forwards; `None` for `dim`.
-        activation: "gelu" (exact), "gelu_tanh" or "geglu".
+        activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
         bias: Whether the linear maps of the attentions have a bias.
         ff_dropout: Dropout of the feed-forwards.
         attention_dropout: Dropout of the attention weights.

@@ -20,11 +20,11 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
-def make_norm(kind: str, dim: int) -> nn.Module:
-    """Returns a layer norm, or an RMS norm (Zhang & Sennrich 2019), each with the epsilon usual for it."""
+def make_norm(kind: str, dim: int, eps: float | None = None) -> nn.Module:
+    """Returns a layer norm, or an RMS norm (Zhang & Sennrich 2019), with the epsilon usual for it where it is `None`."""
     if one_of("norm", kind, NORMS) == "rms_norm":
-        return RMSNorm(dim, eps=1e-6)
-    return nn.LayerNorm(dim, eps=1e-5)
+        return RMSNorm(dim, eps=1e-6 if eps is None else eps)
+    return nn.LayerNorm(dim, eps=1e-5 if eps is None else eps)
 
 
 class AdaptiveNorm(nn.Module):
@@ -36,12 +36,13 @@ class AdaptiveNorm(nn.Module):
     Args:
         kind: "layer_norm" or "rms_norm".
         dim: Width of a token, D.
+        eps: Added to the variance; `None` for what is usual.
         condition_dim: Width of the condition, E; `None` for a plain norm.
     """
 
-    def __init__(self, *, kind: str, dim: int, condition_dim: int | None = None) -> None:
+    def __init__(self, *, kind: str, dim: int, eps: float | None = None, condition_dim: int | None = None) -> None:
         super().__init__()
-        self.norm = make_norm(kind, dim)
+        self.norm = make_norm(kind, dim, eps)
         self.to_scale_and_shift = None if condition_dim is None else Linear(condition_dim, 2 * dim)
         if self.to_scale_and_shift is not None:
             nn.init.zeros_(self.to_scale_and_shift.weight)

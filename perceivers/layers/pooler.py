@@ -45,7 +45,7 @@ class Pooler(nn.Module):
         query_residual: Whether queries pass a norm and are added to what they read.
         norm_inputs: Whether inputs pass a layer norm first; False for features whose encoder ends in one.
         ff_dim: Hidden width of the feed-forward; `None` for `4 * dim`.
-        activation: "gelu" (exact), "gelu_tanh" or "geglu".
+        activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
         bias: Whether the linear maps of the attention have a bias.
         ff_dropout: Dropout of the feed-forward.
         attention_dropout: Dropout of the attention weights.

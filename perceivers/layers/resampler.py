@@ -8,37 +8,39 @@ The module of Flamingo (Alayrac et al. 2022, section 2.1: "Perceiver Resampler")
 `Resampler` is the module to use; above it stand its parts. Departures from Flamingo, all of them settings or one line outside:
 
 - The feed-forward's activation is GELU, as in the public reimplementations; Flamingo squares a ReLU.
-- Flamingo adds a learned time embedding to the features of each video frame: add yours to `inputs`.
-- A projection of inputs whose width `dim` differs is part of the module, one of the result is not: put a linear map behind.
+- Flamingo adds a learned embedding to the features of each video frame: `num_embeddings`.
 
 Letters:
     B  batch      N  latents                   M  inputs               E  width of the condition
     D  their width                             C  channels of an input
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from perceivers._checks import a_bool, a_probability, an_int, one_of
+from perceivers._checks import a_bool, a_number, a_probability, an_int, one_of
+from perceivers.checkpoints.native import Pretrained
+from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward
 from perceivers.layers.grouped_attention import GroupedCrossAttention
 from perceivers.layers.inputs import checked_inputs
 from perceivers.layers.linear import Linear
-from perceivers.layers.norm import AdaptiveNorm, make_norm
+from perceivers.layers.norm import NORMS, AdaptiveNorm, make_norm
 from perceivers.layers.swiglu import SwiGLU
-from perceivers.ops.tokens import Tokens
+from perceivers.ops.tokens import Tokens, check_ids
 
 
 class MeanPooledLatents(nn.Module):
     """Makes latents from the mean of the inputs: norm, then a linear map (IP-Adapter Plus)."""
 
-    def __init__(self, *, num_latent_tokens: int, dim: int, kv_dim: int, norm: str) -> None:
+    def __init__(self, *, num_latent_tokens: int, dim: int, kv_dim: int, norm: str, norm_eps: float | None) -> None:
         super().__init__()
         self.num_latent_tokens = num_latent_tokens
-        self.norm = make_norm(norm, kv_dim)
+        self.norm = make_norm(norm, kv_dim, norm_eps)
         self.linear = Linear(kv_dim, num_latent_tokens * dim)
 
     def forward(self, inputs_BMC: Tensor, mask_BM: Tensor | None) -> Tensor:
@@ -66,6 +68,7 @@ class ResamplerBlock(nn.Module):
         head_dim: int | None,
         bias: bool,
         norm: str,
+        norm_eps: float | None,
         qk_norm: bool,
         activation: str,
         condition_dim: int | None,
@@ -74,8 +77,8 @@ class ResamplerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.attend_latents = attend_latents
-        self.inputs_norm = AdaptiveNorm(kind=norm, dim=kv_dim, condition_dim=condition_dim)
-        self.attention_norm = AdaptiveNorm(kind=norm, dim=dim, condition_dim=condition_dim)
+        self.inputs_norm = AdaptiveNorm(kind=norm, dim=kv_dim, eps=norm_eps, condition_dim=condition_dim)
+        self.attention_norm = AdaptiveNorm(kind=norm, dim=dim, eps=norm_eps, condition_dim=condition_dim)
         self.attention = GroupedCrossAttention(
             dim=dim,
             kv_dim=kv_dim,
@@ -84,9 +87,10 @@ class ResamplerBlock(nn.Module):
             head_dim=head_dim,
             bias=bias,
             qk_norm=norm if qk_norm else None,
+            norm_eps=norm_eps,
             dropout=attention_dropout,
         )
-        self.feed_forward_norm = AdaptiveNorm(kind=norm, dim=dim, condition_dim=condition_dim)
+        self.feed_forward_norm = AdaptiveNorm(kind=norm, dim=dim, eps=norm_eps, condition_dim=condition_dim)
         if activation == "swiglu":
             self.feed_forward = SwiGLU(dim=dim, hidden_dim=ff_dim, dropout=ff_dropout)
         else:
@@ -102,7 +106,7 @@ class ResamplerBlock(nn.Module):
         return latents_BND + self.feed_forward(self.feed_forward_norm(latents_BND, condition_BE))
 
 
-class Resampler(nn.Module):
+class Resampler(Pretrained):
     """Reads any number of features into `num_latent_tokens` tokens.
 
     ```python
@@ -125,6 +129,8 @@ class Resampler(nn.Module):
         dim: Width of the latents, D.
         kv_dim: Channels of an input, C; `None` for `dim`. Where it differs and latents are attended to, a linear map
             brings the inputs to `dim` first, for both share one projection to keys.
+        output_dim: Width of a token of the result; `None` for `dim`. Where it is given, a linear map makes it, before the
+            final norm (IP-Adapter Plus).
         num_latent_tokens: Number of learned latents.
         num_latents_mean_pooled: Number of further latents, before those, made from the mean of the inputs.
         depth: Number of blocks.
@@ -134,15 +140,22 @@ class Resampler(nn.Module):
         attend_latents: Whether keys and values come from inputs and latents under one softmax (Flamingo,
             Idefics, IP-Adapter Plus, ELLA), or from inputs alone (Perceiver).
         ff_dim: Hidden width of the feed-forward; `None` for `4 * dim`.
-        activation: "gelu" (exact), "gelu_tanh", "geglu", or "swiglu", whose linear maps have no bias.
+        activation: "gelu" (exact), "gelu_tanh", "geglu", "relu", or "swiglu", whose linear maps have no bias.
         norm: "layer_norm" (eps 1e-5) or "rms_norm" (eps 1e-6), for all norms.
+        norm_eps: Another eps for all norms.
         qk_norm: Whether queries and keys pass such a norm, over the width of a head.
         condition_dim: Width of a condition for all norms of the blocks, as of a diffusion time step's embedding; `None`
             for none. Each becomes norm(x) * (1 + scale) + shift, see `AdaptiveNorm`.
         final_norm: Whether the result passes a norm.
+        project_inputs: Whether inputs pass that linear map also where `kv_dim` is `dim` (IP-Adapter Plus).
+        num_embeddings: Number of learned embeddings, of which one is added to each input, such as that of its video frame
+            (Flamingo) or of its position; `None` for none. `forward` is told which.
         bias: Whether the linear maps of the attention have a bias.
         ff_dropout: Dropout of the feed-forward.
         attention_dropout: Dropout of the attention weights.
+
+    Attributes:
+        config: All arguments, every default resolved, ready for JSON.
 
     Raises:
         ValueError: If an argument is out of range or does not fit the others; the message names it.
@@ -153,6 +166,7 @@ class Resampler(nn.Module):
         *,
         dim: int,
         kv_dim: int | None = None,
+        output_dim: int | None = None,
         num_latent_tokens: int = 64,
         num_latents_mean_pooled: int = 0,
         depth: int = 6,
@@ -163,52 +177,78 @@ class Resampler(nn.Module):
         ff_dim: int | None = None,
         activation: str = "gelu",
         norm: str = "layer_norm",
+        norm_eps: float | None = None,
         qk_norm: bool = False,
         condition_dim: int | None = None,
         final_norm: bool = True,
+        project_inputs: bool = False,
+        num_embeddings: int | None = None,
         bias: bool = False,
         ff_dropout: float = 0.0,
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        dim = an_int("dim", dim)
+        dim, heads = an_int("dim", dim), an_int("heads", heads)
         self.kv_dim = dim if kv_dim is None else an_int("kv_dim", kv_dim)
         self.condition_dim = None if condition_dim is None else an_int("condition_dim", condition_dim)
-        project = a_bool("attend_latents", attend_latents) and self.kv_dim != dim
+        project = a_bool("project_inputs", project_inputs) or (a_bool("attend_latents", attend_latents) and self.kv_dim != dim)
         width = dim if project else self.kv_dim
+        norm_eps = None if norm_eps is None else a_number("norm_eps", norm_eps)
+        block: dict[str, Any] = {
+            "attend_latents": a_bool("attend_latents", attend_latents),
+            "ff_dim": 4 * dim if ff_dim is None else an_int("ff_dim", ff_dim),
+            "heads": heads,
+            "kv_heads": heads if kv_heads is None else an_int("kv_heads", kv_heads),
+            "head_dim": resolve_head_dim("head_dim", dim, heads, head_dim),
+            "bias": a_bool("bias", bias),
+            "norm": one_of("norm", norm, NORMS),
+            "norm_eps": norm_eps,
+            "qk_norm": a_bool("qk_norm", qk_norm),
+            "activation": one_of("activation", activation, (*ACTIVATIONS, "swiglu")),
+            "condition_dim": self.condition_dim,
+            "ff_dropout": a_probability("ff_dropout", ff_dropout),
+            "attention_dropout": a_probability("attention_dropout", attention_dropout),
+        }
+        self.config: dict[str, Any] = {
+            "dim": dim,
+            "kv_dim": self.kv_dim,
+            "output_dim": None if output_dim is None else an_int("output_dim", output_dim),
+            "num_latent_tokens": an_int("num_latent_tokens", num_latent_tokens),
+            "num_latents_mean_pooled": an_int("num_latents_mean_pooled", num_latents_mean_pooled, 0),
+            "depth": an_int("depth", depth),
+            **block,
+            "final_norm": a_bool("final_norm", final_norm),
+            "project_inputs": project_inputs,
+            "num_embeddings": None if num_embeddings is None else an_int("num_embeddings", num_embeddings),
+        }
+        self.model_name: str | None = None
 
+        self.embeddings = None if num_embeddings is None else nn.Parameter(torch.empty(num_embeddings, self.kv_dim))
         self.project_inputs = Linear(self.kv_dim, dim) if project else None
-        self.latents = nn.Parameter(torch.empty(an_int("num_latent_tokens", num_latent_tokens), dim))
+        self.latents = nn.Parameter(torch.empty(num_latent_tokens, dim))
         self.mean_pooled_latents = None
-        if num_pooled := an_int("num_latents_mean_pooled", num_latents_mean_pooled, 0):
-            self.mean_pooled_latents = MeanPooledLatents(num_latent_tokens=num_pooled, dim=dim, kv_dim=width, norm=norm)
-        self.blocks = nn.ModuleList(
-            ResamplerBlock(
-                dim=dim,
-                kv_dim=width,
-                attend_latents=attend_latents,
-                ff_dim=4 * dim if ff_dim is None else an_int("ff_dim", ff_dim),
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                bias=bias,
-                norm=norm,
-                qk_norm=a_bool("qk_norm", qk_norm),
-                activation=one_of("activation", activation, (*ACTIVATIONS, "swiglu")),
-                condition_dim=self.condition_dim,
-                ff_dropout=a_probability("ff_dropout", ff_dropout),
-                attention_dropout=a_probability("attention_dropout", attention_dropout),
+        if num_latents_mean_pooled:
+            self.mean_pooled_latents = MeanPooledLatents(
+                num_latent_tokens=num_latents_mean_pooled, dim=dim, kv_dim=width, norm=norm, norm_eps=norm_eps
             )
-            for _ in range(an_int("depth", depth))
-        )
-        self.norm = make_norm(norm, dim) if a_bool("final_norm", final_norm) else None
+        self.blocks = nn.ModuleList(ResamplerBlock(dim=dim, kv_dim=width, **block) for _ in range(depth))
+        self.project_outputs = None if output_dim is None else Linear(dim, output_dim)
+        self.norm = make_norm(norm, dim if output_dim is None else output_dim, norm_eps) if final_norm else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new latents: normal with standard deviation 0.02, cut at -2 and 2, as `Perceiver` does."""
+        """Draws new latents and embeddings: normal with deviation 0.02, cut at -2 and 2, as `Perceiver` does."""
         nn.init.trunc_normal_(self.latents, std=0.02)
+        if self.embeddings is not None:
+            nn.init.trunc_normal_(self.embeddings, std=0.02)
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        condition: Tensor | None = None,
+        indices: Tensor | None = None,
+    ) -> Tensor:
         """Reads inputs into tokens.
 
         Args:
@@ -217,15 +257,18 @@ class Resampler(nn.Module):
                 sample with nothing to attend reads its latents alone, or with `attend_latents=False` nothing: its
                 attention is zero before the output projection.
             condition: `[B, condition_dim]`, where there is one.
+            indices: Which of the embeddings is added to each input, where there are any: integers below `num_embeddings`,
+                `[B, M]`.
 
         Returns:
-            `[B, num_latents_mean_pooled + num_latent_tokens, dim]`.
+            `[B, num_latents_mean_pooled + num_latent_tokens, output_dim]`.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
         inputs_BMC = checked_inputs(inputs, mask, self.kv_dim, self.latents.dtype)
         condition_BE = self._checked_condition(condition, inputs.shape[0])
+        inputs_BMC = self._embedded(inputs_BMC, mask, indices)
         if self.project_inputs is not None:
             inputs_BMC = self.project_inputs(inputs_BMC)
         latents_BND = repeat(self.latents, "N D -> B N D", B=inputs.shape[0])
@@ -233,6 +276,8 @@ class Resampler(nn.Module):
             latents_BND = torch.cat([self.mean_pooled_latents(inputs_BMC, mask), latents_BND], dim=1)
         for block in self.blocks:
             latents_BND = block(latents_BND, inputs_BMC, mask, condition_BE)
+        if self.project_outputs is not None:
+            latents_BND = self.project_outputs(latents_BND)
         return latents_BND if self.norm is None else self.norm(latents_BND)
 
     def set_attention_implementation(self, name: str) -> None:
@@ -246,6 +291,18 @@ class Resampler(nn.Module):
         """
         for block in self.blocks:
             cast(ResamplerBlock, block).attention.set_attention_implementation(name)
+
+    def _embedded(self, inputs_BMC: Tensor, mask_BM: Tensor | None, indices_BM: Tensor | None) -> Tensor:
+        if self.embeddings is None:
+            if indices_BM is not None:
+                raise ValueError("indices is given, but num_embeddings=None: leave it out, or build with num_embeddings")
+            return inputs_BMC
+        shape = list(inputs_BMC.shape[:2])
+        if not isinstance(indices_BM, Tensor) or list(indices_BM.shape) != shape:
+            given = list(indices_BM.shape) if isinstance(indices_BM, Tensor) else indices_BM
+            raise ValueError(f"indices has shape {given}, but {shape} is needed: [B, M], which embedding each input gets")
+        indices_BM = check_ids("indices", indices_BM, "[B, M]", 2, len(self.embeddings), "num_embeddings", mask_BM)
+        return inputs_BMC + F.embedding(indices_BM, self.embeddings)
 
     def _checked_condition(self, condition: Tensor | None, batch: int) -> Tensor | None:
         if self.condition_dim is None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ class Tokens:
         batch = rows.shape[: self.tables[a].ndim - 2]
         if self.index is not None:
             i_BM = self.index[..., a]
-            return rows[i_BM] if not batch else rows[torch.arange(len(rows), device=rows.device).unsqueeze(1), i_BM]
+            return rows[i_BM] if not batch else rows[torch.arange(rows.shape[0], device=rows.device).unsqueeze(1), i_BM]
         lengths = [rows.shape[len(batch)] if axis == a else 1 for axis in range(len(self.tables))]
         return rows.reshape(*(batch or (1,)), *lengths, *rows.shape[len(batch) + 1 :])
 
@@ -213,3 +214,18 @@ def check_mask(mask: Tensor | None, shape: Sequence[int], meaning: str) -> None:
         raise ValueError(f"mask is {kind}, not a bool tensor: make one where True may be attended to, such as mask != 0")
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"mask has shape {list(mask.shape)}, but {list(shape)} is needed: {meaning}")
+
+
+def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name: str, mask: Tensor | None) -> Tensor:
+    """Returns ids with 0 under a False mask; raises `ValueError` unless they are integers from 0 to `count - 1`."""
+    if not isinstance(ids, Tensor) or ids.ndim != ndim or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        got = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise ValueError(f"{name} is {got}, but an integer tensor {shape} is needed: convert it, such as {name}.long()")
+    check_mask(mask, ids.shape, shape)
+    ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
+    # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
+    if ids.numel() > 0 and not torch.compiler.is_compiling() and ids.device.type == "cpu":
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} has ids from {low} to {high}, but {count_name}={count}: ids are 0 to {count - 1}")
+    return ids

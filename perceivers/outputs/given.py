@@ -33,12 +33,12 @@ class GivenQueries(QueryOutput):
 
     def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
         """What was given, `[O, Q]`, or `[B, O, Q]` where samples differ."""
-        queries, batch = encoded.queries, len(encoded.latents)
+        queries, batch = encoded.queries, encoded.latents.shape[0]
         wanted = f"[O, {self.query_channels}] or [{batch}, O, {self.query_channels}]"
         if queries is None:
             raise ValueError(f"queries=None, but this output has none of its own: give model(x, queries=...), {wanted}")
         check_array("queries", queries, 2 if isinstance(queries, Tensor) and queries.ndim == 2 else 3, wanted)
-        if queries.shape[-1] != self.query_channels or (queries.ndim == 3 and len(queries) != batch) or 0 in queries.shape:
+        if queries.shape[-1] != self.query_channels or (queries.ndim == 3 and queries.shape[0] != batch) or 0 in queries.shape:
             raise ValueError(f"queries has shape {list(queries.shape)}, but {wanted} is needed, at least one")
         check_dtype("queries", queries, encoded.latents.dtype)
         return Tokens.of(queries.expand(batch, -1, -1))

@@ -87,7 +87,7 @@ class Grid(QueryOutput):
 
     def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
         """Content, then position features."""
-        batch, axes, latents = len(encoded.latents), self.config["axes"], encoded.latents
+        batch, axes, latents = encoded.latents.shape[0], self.config["axes"], encoded.latents
         group = Tokens(latents.new_empty(batch, 0, *axes))
         if self.config["content_channels"] > 0:
             group = self._content(encoded.group(self.config["group"]))

@@ -41,7 +41,7 @@ class LearnedQueries(QueryOutput):
 
     def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
         """The learned table."""
-        return Tokens.of(self.query.expand(len(encoded.latents), -1, -1))
+        return Tokens.of(self.query.expand(encoded.latents.shape[0], -1, -1))
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
         """`[B, O, C]`, or `[B, C]` for one query."""
@@ -73,7 +73,7 @@ class MultiTask(Output):
     ) -> dict[str, Tensor]:
         """Returns the result of each task, `[B, size]`."""
         refuse_indices(indices, "each task has one query; take the results that are needed")
-        batch = len(encoded.latents)
+        batch = encoded.latents.shape[0]
         mask = None if query_mask is None else check_query_mask(query_mask, batch, len(self.query))
         decoded = encoded.attend(Tokens.of(self.query.expand(batch, -1, -1)), mask)
         return {name: head(decoded[:, i]) for i, (name, head) in enumerate(self.heads.items())}

@@ -131,7 +131,7 @@ class QueryOutput(Output):
     ) -> Tensor:
         """Decodes all queries, or those that `indices` names, at most `chunk_size` at a time."""
         queries = self.queries(encoded, indices is not None)
-        batch, total = len(encoded.latents), queries.num_inputs
+        batch, total = encoded.latents.shape[0], queries.num_inputs
         if query_mask is not None:
             query_mask = check_query_mask(query_mask, batch, total)
         if indices is not None:

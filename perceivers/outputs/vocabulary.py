@@ -71,7 +71,7 @@ class TokenLogits(QueryOutput):
         length = encoded.group(self.config["group"]).num_inputs if encoded.tokens else len(self.query)
         if length > len(self.query):
             raise ValueError(f"max_length={len(self.query)} positions, but the text has {length} tokens: cut it")
-        return Tokens.of(self.query[:length].expand(len(encoded.latents), -1, -1))
+        return Tokens.of(self.query[:length].expand(encoded.latents.shape[0], -1, -1))
 
     def results(self, decoded: Tensor, encoded: Encoded) -> Tensor:
         """Logits, `[B, O, vocab_size]`."""

@@ -1,53 +1,29 @@
-"""`Resampler` against transformers' first Idefics resampler, with the same random weights.
-
-It has layer norms, also of queries and keys. Its feed-forward, whose activation is a ReLU, gets our GELU.
-"""
+"""The resampler of transformers' first Idefics, loaded: layer norms, also of queries and keys, and a ReLU."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from accuracy import assert_varies, draw_parameters
+from perceivers import from_pretrained
 from perceivers.layers import Resampler
 
 pytestmark = pytest.mark.peer("transformers")
 
 
-@torch.no_grad()
-def copy_weights(theirs, ours: Resampler) -> None:
-    ours.latents.copy_(theirs.latents)
-    ours.norm.load_state_dict(theirs.layer_norm.state_dict())
-    for (attention, mlp), target in zip(theirs.blocks, ours.blocks, strict=True):
-        target.inputs_norm.norm.load_state_dict(attention.context_layer_norm.state_dict())
-        target.attention_norm.norm.load_state_dict(attention.latents_layer_norm.state_dict())
-        for name in "qkv":
-            getattr(target.attention, f"to_{name}").load_state_dict(getattr(attention, f"{name}_proj").state_dict())
-        target.attention.to_out.load_state_dict(attention.output_proj.state_dict())
-        if target.attention.q_norm is not None:
-            target.attention.q_norm.load_state_dict(attention.q_layer_norm.state_dict())
-            target.attention.k_norm.load_state_dict(attention.k_layer_norm.state_dict())
-        target.feed_forward_norm.norm.load_state_dict(mlp.ln.state_dict())
-        target.feed_forward.linear_in.weight.copy_(mlp.fc.weight)
-        target.feed_forward.linear_out.weight.copy_(mlp.c_proj.weight)
-        target.feed_forward.linear_in.bias.zero_()
-        target.feed_forward.linear_out.bias.zero_()
-
-
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_tokens_and_gradients(peer, qk_norm):
+def test_tokens_and_gradients(peer, qk_norm, tmp_path):
     from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
     config = SimpleNamespace(
         perceiver_config=SimpleNamespace(qk_layer_norms_perceiver=qk_norm), vision_config=SimpleNamespace(embed_dim=24)
     )
     theirs = IdeficsPerceiverResampler(config, embed_dim=24, depth=3, n_heads=4, head_dim=5, n_latents=7)
-    for _, mlp in theirs.blocks:
-        mlp.act = nn.GELU()
     theirs = draw_parameters(theirs.double().eval())
-    ours = Resampler(dim=24, num_latent_tokens=7, depth=3, heads=4, head_dim=5, qk_norm=qk_norm).double().eval()
-    copy_weights(theirs, ours)
+    torch.save(theirs.state_dict(), tmp_path / "resampler.pt")
+    ours = from_pretrained(tmp_path / "resampler.pt", heads=4)
+    assert isinstance(ours, Resampler)
     x = torch.randn(3, 31, 24, dtype=torch.float64, requires_grad=True)
     wanted, out = theirs(x), ours(x)
     assert_varies(wanted)
@@ -59,3 +35,29 @@ def test_tokens_and_gradients(peer, qk_norm):
             for y, leaf in ((out, ours_leaf), (wanted, theirs_leaf))
         ]
         torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_whole_models(peer, qk_norm, tmp_path):
+    from transformers import IdeficsConfig, IdeficsForVisionText2Text
+
+    vision = {"embed_dim": 24, "image_size": 28, "patch_size": 14, "num_hidden_layers": 1, "num_attention_heads": 2}
+    resampler = {"use_resampler": True, "resampler_n_latents": 7, "resampler_depth": 2, "resampler_n_heads": 4}
+    resampler |= {"resampler_head_dim": 5, "qk_layer_norms_perceiver": qk_norm}
+    config = IdeficsConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vision_config=vision,
+        perceiver_config=resampler,
+        use_resampler=True,
+    )
+    theirs = draw_parameters(IdeficsForVisionText2Text(config).eval())
+    theirs.save_pretrained(tmp_path)
+    ours = from_pretrained(tmp_path)
+    x = torch.randn(2, 31, 24)
+    wanted = theirs.model.perceiver_resampler(x)
+    assert_varies(wanted)
+    assert (ours(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max()

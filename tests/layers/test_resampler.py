@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from accuracy import assert_varies, draw_parameters
+from perceivers import from_pretrained
 from perceivers.layers import Resampler
 
 SMALL = {"dim": 12, "num_latent_tokens": 5, "depth": 2, "heads": 4, "kv_dim": 10}
@@ -191,17 +193,19 @@ def test_nothing_to_attend_leaves_the_latents():
 
 def test_state_dict_keys():
     """The names are a promise: weights of one version load in the next."""
-    resampler = build(depth=1, num_latents_mean_pooled=1, condition_dim=3, qk_norm=True, bias=True)
+    changes = {"num_embeddings": 3, "output_dim": 7, "num_latents_mean_pooled": 1, "condition_dim": 3}
+    resampler = build(depth=1, qk_norm=True, bias=True, **changes)
     both = lambda *names: [f"{name}.{part}" for name in names for part in ("weight", "bias")]  # noqa: E731
     norms = [both(f"{name}.norm", f"{name}.to_scale_and_shift") for name in ("inputs_norm", "attention_norm")]
     last = both("feed_forward_norm.norm", "feed_forward_norm.to_scale_and_shift")
     attention = both(*(f"attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out", "q_norm", "k_norm")))
     feed_forward = both("feed_forward.linear_in", "feed_forward.linear_out")
     assert list(resampler.state_dict()) == [
+        "embeddings",
         "latents",
         *both("project_inputs", "mean_pooled_latents.norm", "mean_pooled_latents.linear"),
         *(f"blocks.0.{name}" for name in [*norms[0], *norms[1], *attention, *last, *feed_forward]),
-        *both("norm"),
+        *both("project_outputs", "norm"),
     ]
 
 
@@ -214,3 +218,84 @@ def test_settings():
     assert not [name for name in resampler.state_dict() if name.endswith("bias") and name != "project_inputs.bias"]
     fresh = Resampler(dim=256, num_latent_tokens=256, depth=1)
     assert fresh.latents.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_projections_written_out():
+    """Of inputs also where their width is that of the latents, of the result before its norm; an eps that is given is used."""
+    resampler = build(kv_dim=12, project_inputs=True, output_dim=7, depth=1, norm_eps=0.5)
+    x = array(2, 11, 12)
+    inner, outer = resampler.project_inputs, resampler.project_outputs
+    tokens = resampler.blocks[0](resampler.latents.expand(2, -1, -1), inner(x), None, None)
+    wanted = F.layer_norm(outer(tokens), (7,), resampler.norm.weight, resampler.norm.bias, eps=0.5)
+    torch.testing.assert_close(resampler(x), wanted)
+    assert {norm.eps for norm in resampler.modules() if isinstance(norm, nn.LayerNorm)} == {0.5}
+    assert build(qk_norm=True, norm="rms_norm", norm_eps=0.5).blocks[0].attention.q_norm.eps == 0.5
+
+
+def test_embeddings_are_added_to_the_inputs():
+    resampler, without = build(num_embeddings=4, num_latents_mean_pooled=1), build(num_latents_mean_pooled=1)
+    without.load_state_dict({name: t for name, t in resampler.state_dict().items() if name != "embeddings"})
+    x, mask, indices = array(2, 11, 10), torch.rand(2, 11) > 0.4, torch.randint(4, (2, 11))
+    wanted = without(x + resampler.embeddings[indices], mask)
+    assert (wanted - without(x, mask)).abs().max() > 1e-3
+    torch.testing.assert_close(resampler(x, mask, indices=indices), wanted)
+    hidden = indices.masked_fill(~mask, 99)  # what lies under the mask has no effect
+    torch.testing.assert_close(resampler(x.masked_fill(~mask[..., None], torch.nan), mask, indices=hidden), wanted)
+    compiled = torch.compile(resampler, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, mask, indices=indices), wanted)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("changes", "indices", "message"),
+    [
+        (
+            {"num_embeddings": 4},
+            None,
+            "indices has shape None, but [2, 11] is needed: [B, M], which embedding each input gets",
+        ),
+        ({"num_embeddings": 4}, torch.zeros(2, 1).long(), "indices has shape [2, 1], but [2, 11] is needed"),
+        ({"num_embeddings": 4}, torch.zeros(2, 11), "indices is torch.float32 of shape [2, 11], but an integer tensor"),
+        ({"num_embeddings": 4}, torch.full((2, 11), 4), "indices has ids from 4 to 4, but num_embeddings=4"),
+        ({}, torch.zeros(2, 11).long(), "indices is given, but num_embeddings=None: leave it out, or build with"),
+    ],
+    ids=range(5),
+)
+def test_bad_indices(changes, indices, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(**changes)(array(2, 11, 10), indices=indices)
+
+
+SAVED = {
+    "plain": {},
+    "idefics2": {"norm": "rms_norm", "activation": "swiglu", "kv_heads": 2, "kv_dim": 12, "norm_eps": 1e-3},
+    "everything": {
+        "num_embeddings": 3,
+        "output_dim": 7,
+        "num_latents_mean_pooled": 1,
+        "condition_dim": 3,
+        "qk_norm": True,
+        "bias": True,
+        "final_norm": False,
+        "project_inputs": True,
+        "ff_dim": 9,
+        "head_dim": 5,
+        "attend_latents": False,
+        "ff_dropout": 0.5,
+        "attention_dropout": 0.5,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", SAVED.values(), ids=SAVED)
+def test_saves_and_loads_itself(changes, tmp_path):
+    resampler = build(**changes)
+    resampler.save_pretrained(tmp_path)
+    assert {**resampler.config, **SMALL, **changes} == resampler.config
+    given = {"condition": array(2, 3) if "condition_dim" in changes else None}
+    given["indices"] = torch.randint(3, (2, 11)) if "num_embeddings" in changes else None
+    x = array(2, 11, resampler.kv_dim)
+    for again in (Resampler.from_pretrained(tmp_path), from_pretrained(tmp_path)):
+        assert isinstance(again, Resampler)
+        assert again.config == resampler.config
+        torch.testing.assert_close(again(x, **given), resampler(x, **given))

@@ -87,7 +87,7 @@ def cross_attention(
     """
     cache = {} if cache is None else cache
     if isinstance(q_BHNK, EncodedQueries):
-        queries, sizes = q_BHNK, (len(q_BHNK.tokens.content), q_BHNK.heads, 0, len(q_BHNK.w_q) // q_BHNK.heads)
+        queries, sizes = q_BHNK, (q_BHNK.tokens.content.shape[0], q_BHNK.heads, 0, len(q_BHNK.w_q) // q_BHNK.heads)
         call = Call(queries.w_q.new_empty(sizes), inputs, norm, w_k, b_k, w_v, b_v, scale, dropout_p, cache)
         if implementation == "auto" and encoded_queries.pays(queries, call):
             return encoded_queries.run(queries, call)

@@ -45,7 +45,7 @@ def project(group: Tokens, w_DC: Tensor) -> Tensor:
         content_DU = content_DU @ group.embedding.to(w_DC.dtype)
     rows.append(content_DU.mT)
     if any(row.ndim > 2 for row in rows):  # some tables differ between samples
-        rows = [row.expand(len(group.content), -1, -1) for row in rows]
+        rows = [row.expand(group.content.shape[0], -1, -1) for row in rows]
     return torch.cat(rows, dim=-2)
 
 
