@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import perceiver_pytorch, transformers
+from perceivers.checkpoints import deepmind, perceiver_pytorch, transformers
 from perceivers.checkpoints.native import CONFIG, WEIGHTS
 from perceivers.checkpoints.translate import read_weights
 from perceivers.factory import MODELS
@@ -15,7 +15,7 @@ from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
 # Files without a configuration, told by the names of their tensors: modules with `recognises(weights)` and `load`.
-FORMATS = (perceiver_pytorch,)
+FORMATS = (perceiver_pytorch, deepmind)
 
 
 def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arguments: Any) -> Perceiver | PerceiverIO:
@@ -25,12 +25,15 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
     - transformers': the same with one of its seven Perceiver heads, `model.safetensors` or `pytorch_model.bin`.
     - perceiver-pytorch's `Perceiver`: a file that `torch.save(model.state_dict(), path)` or safetensors wrote. Such files do
       not tell `max_freq`, `cross_heads` and `latent_heads`: give what the model was made with.
+    - DeepMind's Perceiver IO: one of its six files, or a pickle of Haiku's parameters of other sizes, which need arguments.
+
+    What a file is, is told by what is in it, not by its name.
 
     Args:
         source: The folder, file, or name on the hub.
         local_files_only: Never download.
-        **arguments: Of this library's format, those of `Perceiver.from_pretrained`; of perceiver-pytorch's, those of
-            `perceivers.checkpoints.perceiver_pytorch.load`.
+        **arguments: Of this library's format, those of `Perceiver.from_pretrained`; of perceiver-pytorch's and DeepMind's,
+            those of `load` of `perceivers.checkpoints.perceiver_pytorch` and `perceivers.checkpoints.deepmind`.
 
     Raises:
         ValueError: If the format is not known, or a file is missing, damaged or does not fit; no half of a model is loaded.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perceivers.checkpoints.native import CONFIG, WEIGHTS, fill
+from perceivers.checkpoints.pickles import read_pickle
 
 Weights = dict[str, Tensor]
+# How files of torch.save start: since PyTorch 1.6, and before it, where a pickle of this number comes first.
+ZIP, TORCH = b"PK\3\4", 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Reads a file of named tensors, safetensors or what `torch.save` wrote; nothing in it is run.
+    """Reads a file of named tensors, whatever its name: safetensors, what `torch.save` wrote, or a pickle of arrays.
+
+    Nothing in it is run.
 
     Raises:
         ValueError: If it is missing, damaged, or holds anything but tensors under names.
@@ -26,12 +32,28 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        start = file.read(32)
+    if start[8:9] == b"{":  # behind the length of a header in JSON
+        try:
             return load_file(path)
+        except Exception as error:  # of many kinds, by what is damaged
+            raise ValueError(f"{path} is a damaged safetensors file ({error}): copy or download it again") from error
+    if start.startswith(ZIP) or TORCH in start:
+        return _read_torch(path)
+    if start.startswith(pickle.PROTO):
+        return read_pickle(path)
+    raise ValueError(
+        f"{path} is damaged, or neither a safetensors file, nor one of torch.save, nor a pickle of arrays: copy or download"
+        " it again"
+    )
+
+
+def _read_torch(path: Path) -> Weights:
+    try:
         unpacked = _unpacked_size(path)
     except Exception as error:  # of many kinds, by what is damaged
-        raise ValueError(f"{path} is damaged or no {path.suffix} file ({error}): copy or download it again") from error
+        raise ValueError(f"{path} is a damaged file of torch.save ({error}): copy or download it again") from error
     if unpacked > (size := path.stat().st_size):  # PyTorch stores, it does not compress
         raise ValueError(f"{path} would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory: do not use it")
     try:
