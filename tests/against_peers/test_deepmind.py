@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from accuracy import assert_varies
-from against_peers.goldens.make_deepmind import CHOSEN, SMALL, cotangent, inputs, parameter, tree
+from against_peers.goldens.make_deepmind import CHOSEN, PATCH, SMALL, cotangent, inputs, parameter, tree
+from against_peers.goldens.make_deepmind import PUBLISHED as published
 from perceivers import create_model, from_pretrained
 from perceivers.checkpoints.transformers import save
 
@@ -163,6 +164,7 @@ def test_every_form_of_file(kind, protocol, tmp_path, monkeypatch):
     assert (model(*x) - truth).abs().max() < 1e-5 * truth.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_haiku_itself(protocol, tmp_path):
     """Where Haiku and JAX are installed: what they write today."""
@@ -266,6 +268,23 @@ PUBLISHED = {
     "flow": ("perceiver_io_optical_flow", 41_057_134),
     "multimodal": ("perceiver_io_multimodal_kinetics", 19_858_855),
 }
+
+
+def test_positions_are_those_of_the_notebooks():
+    """Which no weight tells."""
+    with torch.device("meta"):
+        configs = {head: create_model(preset).config for head, (preset, _) in PUBLISHED.items()}
+    for head in ("fourier", "conv", "flow"):
+        c = published[head]
+        assert configs[head]["inputs"]["resolution"] == list(getattr(c, "resolution", c.picture))
+        assert configs[head]["inputs"]["num_bands"] == c.bands
+    c = published["multimodal"]
+    frames, height, width = c.video
+    for side in ("inputs", "outputs"):
+        sound, video = (configs["multimodal"][side]["modalities"][name] for name in ("audio", "image"))
+        assert sound["resolution"] in (c.samples, [c.samples])
+        assert video["resolution"] == [frames, height // PATCH, width // PATCH]
+        assert (sound["num_bands"], video["num_bands"]) == c.bands
 
 
 @pytest.mark.slow
