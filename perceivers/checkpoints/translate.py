@@ -57,7 +57,8 @@ def _read_torch(path: Path) -> Weights:
     if unpacked > (size := path.stat().st_size):  # PyTorch stores, it does not compress
         raise ValueError(f"{path} would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory: do not use it")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its path, torch would go by its suffix
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged, or holds more than tensors, which is not read: {reason}") from error
