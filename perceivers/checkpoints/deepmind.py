@@ -48,6 +48,9 @@ CONV = "image_preprocessor/~/conv2_d_downsample/~/"
 MODALITIES = ("audio", "image", "label")
 POSTPROCESSORS = dict(zip(MODALITIES, ("audio", "projection", "classification"), strict=True))
 
+# How many axes arrays have that are not of one.
+AXES = {"w": (2, 4), "pos_embs": (2,), "embeddings": (2,)}
+
 # The shape of one of their tensors, by its name.
 Shape = Callable[[str], list[int]]
 Columns = tuple[int, int, int]
@@ -117,7 +120,10 @@ def load(
     def shape(name: str) -> list[int]:
         if name not in theirs:
             raise ValueError(f"{source}: {name} is missing")
-        return list(theirs[name].shape)
+        lengths = list(theirs[name].shape)
+        if len(lengths) not in AXES.get(name.rpartition("/")[2], (1,)):
+            raise ValueError(f"{source}: {name} has shape {lengths}, of {len(lengths)} axes: the file is damaged")
+        return lengths
 
     head = next((head for head in HEADS if any(name.startswith(head.mark) for name in theirs)), None)
     if head is None:
@@ -168,7 +174,7 @@ def load(
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
-    table = _table(head, encoder, depth)
+    table = {**_layers(shape, encoder, head.decoder, depth), **head.table}
     counters = [f"{CONV}batchnorm/~/{name}_ema/counter" for name in ("var", "mean")]
     copies = dict([counters]) if theirs.keys() >= set(counters) else {}
     order = {} if content is None else orders(*content, as_queries=arguments["outputs"]["kind"] == "PerInput")
@@ -221,16 +227,18 @@ def _widths(shape: Shape, encoder: str, decoder: str, depth: int) -> dict[str, A
     return widths
 
 
-def _table(head: Head, encoder: str, depth: int) -> dict[str, str]:
-    """For each of our modules, and parameters without one, theirs."""
+def _layers(shape: Shape, encoder: str, decoder: str, depth: int) -> dict[str, str]:
+    """For the latents, and each of our modules in attention layers, theirs, which must be there before a model is made."""
     layers = {
         "encoder.cross_attentions.0": (f"{encoder}cross_attention", CROSS_ATTENTION),
-        "decoder": (f"{head.decoder}cross_attention", CROSS_ATTENTION),
+        "decoder": (f"{decoder}cross_attention", CROSS_ATTENTION),
     }
     for n in range(depth):
         layers[f"encoder.latent_transformers.0.{n}"] = (f"{encoder}self_attention{f'_{n}' if n else ''}", SELF_ATTENTION)
     table = {f"{ours}.{part}": f"{theirs}/{name}" for ours, (theirs, parts) in layers.items() for part, name in parts.items()}
-    return {"encoder.latents": encoder + POSITIONS, **table, **head.table}
+    for ours in table:
+        shape(str(_name(table, f"{ours}.bias")))
+    return {"encoder.latents": encoder + POSITIONS, **table}
 
 
 def _name(table: Mapping[str, str], ours: str) -> str | None:
@@ -238,8 +246,10 @@ def _name(table: Mapping[str, str], ours: str) -> str | None:
     if ours in table:
         return table[ours]
     module, _, leaf = ours.rpartition(".")
-    leaves = {"weight": "scale", "bias": "offset"} if module.endswith("norm") else {"weight": "w", "bias": "b"}
-    return f"{table[module]}/{leaves[leaf]}" if module in table and leaf in leaves else None
+    if module not in table or leaf not in ("weight", "bias"):
+        return None
+    weight, bias = ("scale", "offset") if module.endswith("norm") else ("w", "b")
+    return f"{table[module]}/{weight if leaf == 'weight' else bias}"
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ the file has them, and neither arrays nor strings can be made of the same bytes 
 
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -313,7 +313,7 @@ def _tensors(tree: Any, size: int) -> dict[str, Tensor]:
             left -= value.value.nbytes
         if min(steps, left) < 0:
             raise _RefusedError("it was made to fill memory")
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             if depth == DEEPEST:
                 raise _RefusedError(f"it has dicts in dicts, more than {DEEPEST} deep")
             for key, inner in value.items():
@@ -326,7 +326,7 @@ def _tensors(tree: Any, size: int) -> dict[str, Tensor]:
             array = value.value
             found[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, dict):
         raise _RefusedError(f"it holds a {type(tree).__name__}, not a dict of arrays")
     walk("", tree, 0)
     return found

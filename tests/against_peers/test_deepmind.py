@@ -7,6 +7,7 @@ their names by the functions of that script. The truth is float64; in float32 re
 import json
 import pickle
 import sys
+import time
 import types
 from collections import OrderedDict
 from pathlib import Path
@@ -222,6 +223,13 @@ WRONG = {
     "a layer too few": ("language", lambda p, s: [p.pop(k) for k in list(p) if "attention/" in k], {}, "is missing"),
     "no decoder": ("fourier", lambda p, s: [p.pop(k) for k in list(p) if "decoder" in k], {}, "no head is known"),
     "a shape": ("language", lambda p, s: p["embedding_decoder"].update(bias=np.zeros(12)), {}, "embedding_decoder/bias has"),
+    "flat latents": (
+        "language",
+        lambda p, s: p[f"{ENCODER}trainable_position_encoding"].update(pos_embs=np.zeros(3)),
+        {},
+        "axes",
+    ),
+    "a number": ("flow", lambda p, s: p["image_preprocessor/patches_linear"].update(b=np.zeros(())), {}, "axes"),
     "an empty array": ("language", lambda p, s: p["embed"].update(embeddings=np.zeros((10**9, 0))), {}, "it is empty"),
     "no state": ("conv", lambda p, s: s.clear(), {}, "average is missing"),
     "no average": ("conv", lambda p, s: [v.pop("average") for v in s.values()], {}, "average is missing"),
@@ -252,6 +260,47 @@ def test_what_does_not_fit_is_one_error(case, tmp_path):
         from_pretrained(written(tmp_path / "file", made), **{**ARGUMENTS[head], **arguments})
     with pytest.raises(TypeError, match="max_freq"):
         from_pretrained(written(tmp_path / "file", parameters(head)), max_freq=10)
+
+
+@pytest.mark.parametrize("head", SMALL)
+def test_altered_trees(head, tmp_path):
+    """Whatever is changed in one array: a model of other sizes, or one error that names the file."""
+    rng, refusals = np.random.default_rng(0), 0
+    for _ in range(20):
+        made = parameters(head)
+        parts = made["params"] if head in IMAGENET else made
+        leaves = parts[list(parts)[rng.integers(len(parts))]]
+        leaf = list(leaves)[rng.integers(len(leaves))]
+        x = leaves.pop(leaf)
+        change = rng.integers(7)
+        leaves |= [
+            {},
+            {leaf + "s": x},
+            {leaf: x[None]},
+            {leaf: x[..., :-1]},
+            {leaf: np.zeros((*x.shape, 2), "f4")},
+            {leaf: np.float32(3)},
+            {leaf: x.astype(int)},
+        ][change]
+        path = written(tmp_path / "file", made)
+        try:
+            from_pretrained(path, **ARGUMENTS[head])
+            continue
+        except ValueError as error:
+            message = str(error)
+        assert str(path) in message
+        refusals += 1
+    assert refusals > 15
+
+
+def test_more_layers_than_there_are_is_one_error_quickly(tmp_path):
+    made = parameters("language")
+    scopes = {f"{ENCODER}self_attention_{n}/layer_norm": {"scale": np.ones(1, "f4")} for n in range(2, 4000)}
+    path = written(tmp_path / "file", {**made, **scopes})
+    start = time.process_time()
+    with pytest.raises(ValueError, match="self_attention_2/attention/linear/b is missing"):
+        from_pretrained(path, **ARGUMENTS["language"])
+    assert time.process_time() - start < 1
 
 
 def test_other_things_beside_the_parameters(tmp_path):
