@@ -298,7 +298,7 @@ def test_more_layers_than_there_are_is_one_error_quickly(tmp_path):
     scopes = {f"{ENCODER}self_attention_{n}/layer_norm": {"scale": np.ones(1, "f4")} for n in range(2, 4000)}
     path = written(tmp_path / "file", {**made, **scopes})
     start = time.process_time()
-    with pytest.raises(ValueError, match="self_attention_2/attention/linear/b is missing"):
+    with pytest.raises(ValueError, match=r"self_attention_2/.* is missing"):
         from_pretrained(path, **ARGUMENTS["language"])
     assert time.process_time() - start < 1
 
