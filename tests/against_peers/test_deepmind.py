@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from accuracy import assert_varies
 from against_peers.goldens.make_deepmind import CHOSEN, PATCH, SMALL, cotangent, inputs, parameter, tree
 from against_peers.goldens.make_deepmind import PUBLISHED as published
+
+from accuracy import assert_varies
 from perceivers import create_model, from_pretrained
 from perceivers.checkpoints.transformers import save
 
