@@ -4,8 +4,8 @@ Such a file is a pickle of Haiku's parameters: arrays by the module that made th
 shapes; the rest is that of the published model with the same parts, where all sizes are its own, and must be given otherwise.
 The model computes what DeepMind's code does. Its position features come in another order of columns, which are put in ours.
 
-The published weights are licensed under CC BY 4.0: whoever passes them on must name DeepMind and the licence, and say that they
-were converted.
+The published weights are licensed under CC BY 4.0: whoever passes them on must name DeepMind and the licence, and say that
+they were converted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
