@@ -76,7 +76,9 @@ def _kinetics(frames: int, size: int, samples: int, bands: tuple[int, int], clas
     video, sound = [frames, size, size], samples // 16
     audio_bands, video_bands = bands
     audio_positions = {"num_bands": audio_bands, "resolution": samples}
-    video_positions = {"num_bands": video_bands, "resolution": video, "feature_order": "kinds"}
+    # The highest frequency is that of patches, also where pixels are decoded.
+    rates = [frames, size // 4, size // 4]
+    video_positions = {"num_bands": video_bands, "resolution": rates, "feature_order": "kinds"}
     inputs = {
         "audio": {"kind": "Waveform", "num_samples": samples, "samples_per_patch": 16, **audio_positions},
         "image": {"kind": "Patches", "data_shape": [3, *video], "patch_size": [1, 4, 4], **video_positions},

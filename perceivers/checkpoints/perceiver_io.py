@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_number, an_int
-from perceivers.checkpoints.transformers import Plan, columns
+from perceivers.checkpoints.columns import columns
+from perceivers.checkpoints.transformers import Plan
 from perceivers.checkpoints.translate import read_hyper_parameters, translated
 from perceivers.inputs.flow import FRAMES, KERNEL
 from perceivers.perceiver_io import PerceiverIO

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import perceiver_io, perceiver_pytorch, resamplers, transformers
+from perceivers.checkpoints import deepmind, perceiver_io, perceiver_pytorch, resamplers, transformers
 from perceivers.checkpoints.native import CONFIG, WEIGHTS
 from perceivers.checkpoints.translate import Weights, read_weights
 from perceivers.factory import MODELS
@@ -17,7 +17,7 @@ from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
 # Files without a configuration, told by the names of their tensors: modules with `recognises(weights)` and `load`.
-FORMATS = (perceiver_pytorch, perceiver_io, resamplers)
+FORMATS = (perceiver_pytorch, perceiver_io, deepmind, resamplers)
 # What this library's own format may hold.
 CLASSES = {**MODELS, Resampler.__name__: Resampler}
 
@@ -33,16 +33,18 @@ def from_pretrained(
       safetensors wrote. They do not tell `max_freq`, `cross_heads` and `latent_heads`: give what the model was made with.
     - perceiver-io's (krasserm) image classifier, masked language model, text classifier and optical flow: checkpoints of
       Lightning, folders or repositories of the hub, and files with a state_dict, which do not tell heads and repetitions.
+    - DeepMind's Perceiver IO: one of its six files, or a pickle of Haiku's parameters of other sizes, which need arguments.
     - The resampler of a larger model, as a `Resampler`: of Idefics and Idefics2, a folder or name of transformers; of these,
       Flamingo and IP-Adapter Plus, a file with the resampler or the whole model. Files do not tell `heads`.
+
+    What a file is, is told by what is in it, not by its name.
 
     Args:
         source: The folder, file, or name on the hub.
         local_files_only: Never download.
-        **arguments: Of this library's format, those of `Perceiver.from_pretrained`; of perceiver-pytorch's, those of
-            `perceivers.checkpoints.perceiver_pytorch.load`; of files of perceiver-io, those of
-            `perceivers.checkpoints.perceiver_io.load`; of files with resamplers, those of
-            `perceivers.checkpoints.resamplers.load`.
+        **arguments: Of this library's format, those of `Perceiver.from_pretrained`; of other projects' files, those of `load`
+            of the module of `perceivers.checkpoints` that is named after the project: `perceiver_pytorch`, `perceiver_io`,
+            `deepmind`, `resamplers`.
 
     Raises:
         ValueError: If the format is not known, or a file is missing, damaged or does not fit; no half of a model is loaded.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from perceivers.checkpoints.columns import orders
 from perceivers.checkpoints.translate import counterpart, differences, in_their_order, translated, write_folder
 from perceivers.inputs import InputModule
 from perceivers.perceiver_io import PerceiverIO
@@ -78,7 +79,7 @@ class Plan(NamedTuple):
 
     arguments: dict[str, Any]
     table: dict[str, str]
-    orders: dict[str, list[int]]
+    orders: Mapping[str, Sequence[int]]
 
     def name(self, ours: str) -> str | None:
         """Their name for one of ours."""
@@ -100,14 +101,8 @@ class Plan(NamedTuple):
             layers[f"encoder.latent_transformers.0.{n}"] = f"perceiver.encoder.self_attends.{n}"
         layers["decoder"] = f"perceiver.{decoder}decoding_cross_attention"
         table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
-        orders: dict[str, list[int]] = {}
-        if content is not None:
-            cross = "encoder.cross_attentions.0.attention"
-            met = [f"{cross}.inputs_norm", f"{cross}.to_k.weight", f"{cross}.to_v.weight"]
-            if head == "PerceiverForOpticalFlow":  # its queries are the encoded inputs
-                met += ["decoder.attention_norm", "decoder.attention.to_q.weight"]
-            orders = dict.fromkeys(met, columns(*content))
-        return cls(arguments, {"encoder.latents": "perceiver.embeddings.latents", **table, **rest}, orders)
+        order = {} if content is None else orders(*content, as_queries=head == "PerceiverForOpticalFlow")
+        return cls(arguments, {"encoder.latents": "perceiver.embeddings.latents", **table, **rest}, order)
 
 
 def load(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> nn.Module:
@@ -219,15 +214,6 @@ def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
                 "_label_trainable_num_channels": outputs["modalities"]["label"]["dim"],
             }
     return settings
-
-
-def columns(content: int, axes: int, bands: int) -> list[int]:
-    """For each of our channels theirs: they have all coordinates, then all sines, then all cosines."""
-    order = list(range(content))
-    for a in range(axes):
-        sines = content + axes + a * bands
-        order += [content + a, *range(sines, sines + bands), *range(sines + axes * bands, sines + (axes + 1) * bands)]
-    return order
 
 
 def _common(c: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from perceivers.checkpoints.native import CONFIG, WEIGHTS, fill
+from perceivers.checkpoints.pickles import read_pickle
 
 Weights = dict[str, Tensor]
+# How files of torch.save start: since PyTorch 1.6, and before it, where a pickle of this number comes first.
+ZIP, TORCH = b"PK\3\4", 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
 def read_weights(path: str | Path, wanted: Callable[[str], bool] | None = None) -> Weights:
-    """Reads a file of named tensors, safetensors or what `torch.save` wrote; nothing in it is run.
+    """Reads a file of named tensors, whatever its name: safetensors, what `torch.save` wrote, or a pickle of arrays.
+
+    Nothing in it is run.
 
     Args:
         path: The file.
@@ -31,13 +37,29 @@ def read_weights(path: str | Path, wanted: Callable[[str], bool] | None = None) 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        start = file.read(32)
+    if start[8:9] == b"{":  # behind the length of a header in JSON
+        try:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if wanted is None or wanted(name)}
+        except Exception as error:  # of many kinds, by what is damaged
+            raise ValueError(f"{path} is a damaged safetensors file ({error}): copy or download it again") from error
+    if start.startswith(ZIP) or TORCH in start:
+        return _read_torch(path, wanted)
+    if start.startswith(pickle.PROTO):
+        return read_pickle(path)
+    raise ValueError(
+        f"{path} is damaged, or neither a safetensors file, nor one of torch.save, nor a pickle of arrays: copy or download"
+        " it again"
+    )
+
+
+def _read_torch(path: Path, wanted: Callable[[str], bool] | None) -> Weights:
+    try:
         unpacked = _unpacked_size(path)
     except Exception as error:  # of many kinds, by what is damaged
-        raise ValueError(f"{path} is damaged or no {path.suffix} file ({error}): copy or download it again") from error
+        raise ValueError(f"{path} is a damaged file of torch.save ({error}): copy or download it again") from error
     if unpacked > (size := path.stat().st_size):  # PyTorch stores, it does not compress
         raise ValueError(f"{path} would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory: do not use it")
     try:
@@ -85,8 +107,9 @@ def _load(path: Path, *, mmap: bool = False) -> Any:
     if zipfile.is_zipfile(path):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         records = [(Record, name) for name in names if name.startswith("perceiver.")]
-    with torch.serialization.safe_globals(records):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    with torch.serialization.safe_globals(records), path.open("rb") as file:
+        # By its path, torch would go by its suffix; but only by its path it maps it.
+        return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _unpacked_size(path: Path) -> int:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from perceivers import PerceiverIO, create_model, from_pretrained, inputs, outputs
+from perceivers.checkpoints.translate import read_weights
 
 
 @pytest.mark.parametrize("kind", ["Perceiver", "PerceiverIO"])
@@ -97,6 +98,21 @@ def test_truncated_and_flipped(suffix, tmp_path):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         with pytest.raises(ValueError, match="model"):
             from_pretrained(path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".pt", ".pystate", ".txt"])
+@pytest.mark.parametrize("form", ["safetensors", "torch", "torch before 1.6", "pickle"])
+def test_what_a_file_is_is_told_by_what_is_in_it(form, suffix, tmp_path):
+    path, state = tmp_path / f"model{suffix}", {"a/b": torch.randn(3, 4), "c": torch.randn(5)}
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "pickle":
+        path.write_bytes(pickle.dumps({"a": {"b": state["a/b"].numpy()}, "c": state["c"].numpy()}))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "torch")
+    got = read_weights(path)
+    assert got.keys() == state.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize(
