@@ -1,14 +1,13 @@
 """Weights of any format that is known, found out by what is in them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import perceiver_pytorch, transformers
-from perceivers.checkpoints.native import CONFIG, WEIGHTS
+from perceivers.checkpoints import perceiver_pytorch, processors, transformers
+from perceivers.checkpoints.native import CONFIG, WEIGHTS, read_json
 from perceivers.checkpoints.translate import read_weights
 from perceivers.factory import MODELS
 from perceivers.perceiver import Perceiver
@@ -36,36 +35,34 @@ def from_pretrained(source: str | Path, *, local_files_only: bool = False, **arg
         ValueError: If the format is not known, or a file is missing, damaged or does not fit; no half of a model is loaded.
         TypeError: If an argument is unknown.
     """
+    return identified(source, local_files_only=local_files_only, **arguments)[0]
+
+
+def identified(source: str | Path, *, local_files_only: bool = False, **arguments: Any) -> tuple[Perceiver | PerceiverIO, str]:
+    """As `from_pretrained`, which documents it; returns the model and the name of its format."""
     path = Path(source)
     if path.is_file():
         weights = read_weights(path)
         for form in FORMATS:
             if form.recognises(weights):
-                return form.load(weights, str(path), **arguments)  # pyright: ignore[reportReturnType]
+                name = form.__name__.rpartition(".")[2].replace("_", "-")
+                return form.load(weights, str(path), **arguments), name  # pyright: ignore[reportReturnType]
         raise ValueError(f"{path} holds weights of no known format, such as {sorted(weights)[:3]}: see docs/checkpoints.md")
-    config = _config(source, local_files_only)
+    config = read_json(_file(source, local_files_only, CONFIG))
     if "format_version" in config:
         name = config.get("model_class")
-        if name not in MODELS:
+        if not isinstance(name, str) or name not in MODELS:
             raise ValueError(f"{source}: model_class={name!r} is none of {sorted(MODELS)}: update perceivers")
-        return MODELS[name].from_pretrained(source, local_files_only=local_files_only, **arguments)
+        return MODELS[name].from_pretrained(source, local_files_only=local_files_only, **arguments), "perceivers"
     if config.get("model_type") == "perceiver":
         if arguments:
             raise TypeError(f"unknown arguments {sorted(arguments)}: a transformers configuration tells everything")
         weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
-        return transformers.load(config, weights, str(source))  # pyright: ignore[reportReturnType]
+        model: Any = transformers.load(config, weights, str(source))
+        path = _optional(source, local_files_only, processors.PROCESSOR)
+        model.preprocessing = processors.read(config, None if path is None else read_json(path), str(source))
+        return model, f"transformers, {config['architectures'][0]}"
     raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={config.get('model_type')!r} is not known")
-
-
-def _config(source: str | Path, local_files_only: bool) -> dict[str, Any]:
-    path = _file(source, local_files_only, CONFIG)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, it is not JSON ({error}): copy or download it again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a configuration: it holds a {type(config).__name__}")
-    return config
 
 
 def _file(source: str | Path, local_files_only: bool, *names: str) -> Path:
@@ -82,3 +79,13 @@ def _file(source: str | Path, local_files_only: bool, *names: str) -> Path:
         except (EntryNotFoundError, HFValidationError, OSError) as error:
             reason = error
     raise ValueError(f"{source} is no file, no folder, and no repository with {' or '.join(names)}: {reason}")
+
+
+def _optional(source: str | Path, local_files_only: bool, name: str) -> Path | None:
+    """The file, if there is one."""
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), name, local_files_only=local_files_only))
+    except EntryNotFoundError:
+        return None

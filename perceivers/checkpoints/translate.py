@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from perceivers.checkpoints.native import CONFIG, WEIGHTS, fill
+from perceivers.checkpoints import torch_files
+from perceivers.checkpoints.native import WEIGHTS, fill, without_storage
 
 Weights = dict[str, Tensor]
 
@@ -27,31 +27,13 @@ def read_weights(path: str | Path) -> Weights:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        unpacked = _unpacked_size(path)
+        state = load_file(path) if path.suffix == ".safetensors" else torch_files.read(path)
     except Exception as error:  # of many kinds, by what is damaged
-        raise ValueError(f"{path} is damaged or no {path.suffix} file ({error}): copy or download it again") from error
-    if unpacked > (size := path.stat().st_size):  # PyTorch stores, it does not compress
-        raise ValueError(f"{path} would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory: do not use it")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not read: {reason}") from error
-    for key in ("state_dict", "model"):  # of training loops
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ValueError(f"{path} is no file of tensors under names: save model.state_dict()")
-    return dict(state)
-
-
-def _unpacked_size(path: Path) -> int:
-    if not zipfile.is_zipfile(path):  # the form before PyTorch 1.6
-        return 0
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not read ({reason})") from error
+    if empty := sorted(name for name, tensor in state.items() if not tensor.numel()):
+        raise ValueError(f"{path}: {len(empty)} tensors hold nothing, such as {empty[:3]}: no model has such")
+    return state
 
 
 def translated(
@@ -80,11 +62,10 @@ def translated(
         ValueError: If a tensor of theirs is left over, one of ours has no counterpart, or a shape or copy does not fit; the
             message names it.
     """
-    with torch.device("meta"):
-        model = make()
+    model = without_storage(make, len(theirs), source)
     state, used = {}, set()
     for copy, original in (copies or {}).items():
-        if not torch.equal(theirs[copy], theirs[original]):
+        if original not in theirs or not torch.equal(theirs[copy], theirs[original]):
             raise ValueError(f"{source}: {copy} and {original} are one tensor stored twice, but differ: the file is damaged")
         used.add(copy)
     for name, tensor in model.state_dict().items():
@@ -105,12 +86,13 @@ def translated(
     return model.eval()
 
 
-def write_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Writes `config.json` and `model.safetensors`, each beside the old one and then in its place."""
+def write_folder(folder: str | Path, files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Tensor]) -> None:
+    """Writes files of JSON and `model.safetensors`, each beside the old one and then in its place."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-        (Path(temporary) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, value in files.items():
+            (Path(temporary) / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         save_file(dict(state), Path(temporary) / WEIGHTS, metadata={"format": "pt"})
-        for name in (CONFIG, WEIGHTS):
+        for name in (*files, WEIGHTS):
             os.replace(Path(temporary) / name, folder / name)
