@@ -19,10 +19,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or the name of a repository on the hub")
     parser.add_argument("destination", metavar="DESTINATION", type=Path, help="folder to write")
     parser.add_argument("--to", choices=("perceivers", "transformers"), default="perceivers", help="default: %(default)s")
-    told = parser.add_argument_group("what files of perceiver-pytorch do not tell, as the model was made there")
-    told.add_argument("--max-freq", type=float)
-    for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
-        told.add_argument(f"--{name}", type=int)
+    told(parser)
     chosen = vars(parser.parse_args(arguments))
     source, destination, form = (chosen.pop(name) for name in ("source", "destination", "to"))
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -37,3 +34,12 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"{source} is a {type(model).__name__}, which transformers does not have: it has PerceiverIO's")
     print(f"{destination}: {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
     return 0
+
+
+def told(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the options for what files of other formats do not tell; returns the parser."""
+    group = parser.add_argument_group("what files of perceiver-pytorch do not tell, as the model was made there")
+    group.add_argument("--max-freq", type=float)
+    for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
+        group.add_argument(f"--{name}", type=int)
+    return parser

@@ -221,16 +221,16 @@ def without_storage(make: Callable[[], Module], tensors: int, source: str) -> Mo
         nonlocal left
         left -= threading.get_ident() == thread
         if left < 0:
-            raise ValueError(f"{source}: its configuration is of a model with many more than its {tensors} tensors")
+            raise ValueError(f"the configuration is of a model with many more tensors than the {tensors} that there are")
 
     hook = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
             return make()
-    except ValueError:
-        raise
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     except Exception as error:  # of many kinds, by what is wrong
-        raise ValueError(f"{source}: its configuration makes no model ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{source}: the configuration makes no model ({type(error).__name__}: {error})") from error
     finally:
         hook.remove()
 

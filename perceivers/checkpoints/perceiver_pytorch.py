@@ -4,6 +4,7 @@ Such a file does not tell how positions are encoded and how widths are cut into 
 defaults that they have there. Layers that share weights are stored once for each use, and are found by being equal.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers.checkpoints.translate import translated
+from perceivers.checkpoints.translate import by_start, translated
 from perceivers.perceiver import Perceiver
 
 PARTS = {"norm": "attention_norm", "norm_context": "attention.inputs_norm", "fn.to_out": "attention.to_out"}
@@ -59,10 +60,10 @@ def load(
         raise ValueError(f"{source}: max_freq is missing, the file does not tell it: give what the model was made with")
     layout = next(layout for layout in LAYOUTS if f"layers.0.{layout[0]}.fn.to_q.weight" in weights)
     cross, cross_ff, latent = layout
-    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
-    stack = 1 + max((int(n.split(".")[3]) for n in weights if n.startswith(f"layers.0.{latent}.")), default=-1)
-    unique, layers = _sharing(weights, depth)
-    width = len(weights[f"layers.0.{cross}.norm_context.weight"])
+    parts = _numbered(weights, "layers.", source)
+    stack = len(_numbered(parts[0], f"{latent}.", source))
+    unique, layers = _sharing(parts)
+    width = _length(weights, f"layers.0.{cross}.norm_context.weight", 1, source)
     if num_freq_bands is None:
         num_freq_bands = ((width - input_channels) // input_axis - 1) // 2
     if input_channels + input_axis * (2 * num_freq_bands + 1) != width:
@@ -70,9 +71,10 @@ def load(
             f"{source}: its inputs have {width} channels, but input_channels={input_channels}, input_axis={input_axis} and"
             f" num_freq_bands={num_freq_bands} make {input_channels + input_axis * (2 * num_freq_bands + 1)}: correct them"
         )
-    latents, dim = weights["latents"].shape
-    cross_inner = len(weights[f"layers.0.{cross}.fn.to_q.weight"])
-    inner = len(weights[f"layers.0.{latent}.0.0.fn.to_q.weight"]) if stack else dim
+    latents = _length(weights, "latents", 2, source)
+    dim = weights["latents"].shape[1]
+    cross_inner = _length(weights, f"layers.0.{cross}.fn.to_q.weight", 2, source)
+    inner = _length(weights, f"layers.0.{latent}.0.0.fn.to_q.weight", 2, source) if stack else dim
     for name, heads, size in (("cross_heads", cross_heads, cross_inner), ("latent_heads", latent_heads, inner)):
         if heads < 1 or size % heads:
             raise ValueError(f"{source}: {name}={heads} does not divide {size}: give what the model was made with")
@@ -90,7 +92,7 @@ def load(
         "num_bands": num_freq_bands,
         "resolution": max_freq,
         "frequency_base": frequency_base,
-        "num_classes": len(weights["to_logits.2.weight"]) if has_head else None,
+        "num_classes": _length(weights, "to_logits.2.weight", 2, source) if has_head else None,
         "final_norm": has_head,
         "activation": "geglu",
     }
@@ -112,13 +114,13 @@ def load(
         for theirs, ours in forwards.items():
             table |= {ours + name: theirs + part for part, name in FEED_FORWARD.items()}
     for copy, original in copies.items():
-        if not torch.equal(weights[copy], weights[original]):
+        if original not in weights or not torch.equal(weights[copy], weights[original]):
             raise ValueError(f"{source}: {copy} and {original} belong to shared layers, but differ: the file is damaged")
         split.pop(copy)
 
     def names(name: str) -> str | None:
-        start = next((start for start in table if name == start or name.startswith(start + ".")), None)
-        return None if start is None else table[start] + name[len(start) :]
+        found = by_start(table, name)
+        return None if found is None else found[1] + name[len(found[0]) :]
 
     order = columns(input_channels, input_axis, num_freq_bands)
     met = ("inputs_norm", "to_k.weight", "to_v.weight")
@@ -134,24 +136,46 @@ def columns(content: int, axes: int, bands: int) -> list[int]:
     return order
 
 
-def _sharing(weights: Mapping[str, Tensor], depth: int) -> tuple[list[int], list[int]]:
+def _numbered(weights: Mapping[str, Tensor], start: str, source: str) -> list[dict[str, Tensor]]:
+    """The tensors of each layer under a start of names, by the rest of their names.
+
+    Raises:
+        ValueError: If the layers are not numbered 0, 1, 2 and so on.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        if name.startswith(start):
+            number, _, rest = name.removeprefix(start).partition(".")
+            parts.setdefault(number, {})[rest] = tensor
+    numbers = [str(i) for i in range(len(parts))]
+    if parts.keys() != set(numbers):
+        raise ValueError(f"{source}: its {start[:-1]} are numbered {sorted(parts)[:5]}, not 0, 1, 2 and so on: it is damaged")
+    return [parts[number] for number in numbers]
+
+
+def _length(weights: Mapping[str, Tensor], name: str, axes: int, source: str) -> int:
+    """The length of the first axis of a tensor, if it is there with so many axes."""
+    if name not in weights or weights[name].ndim != axes:
+        found = f"has shape {list(weights[name].shape)}" if name in weights else "is missing"
+        raise ValueError(f"{source}: {name} {found}, {axes} axes are needed")
+    return len(weights[name])
+
+
+def _sharing(parts: Sequence[Mapping[str, Tensor]]) -> tuple[list[int], list[int]]:
     """The layers with weights of their own, and for each layer which of them it uses."""
-    unique: list[int] = []
+    unique: dict[bytes, int] = {}
+    first: list[int] = []
     layers: list[int] = []
-    parts = [
-        {name.removeprefix(f"layers.{i}."): tensor for name, tensor in weights.items() if name.startswith(f"layers.{i}.")}
-        for i in range(depth)
-    ]
     for i, part in enumerate(parts):
-        for u, first in enumerate(unique):
-            other = parts[first]
-            if part.keys() == other.keys() and all(torch.equal(part[name], other[name]) for name in part):
-                layers.append(u)
-                break
-        else:
-            layers.append(len(unique))
-            unique.append(i)
-    return unique, layers
+        digest = hashlib.sha256()
+        for name, tensor in sorted(part.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        u = unique.setdefault(digest.digest(), len(first))
+        if u == len(first):
+            first.append(i)
+        layers.append(u)
+    return first, layers
 
 
 def _split(weights: dict[str, Tensor], theirs: str, source: str) -> None:
@@ -160,6 +184,8 @@ def _split(weights: dict[str, Tensor], theirs: str, source: str) -> None:
         to_q, to_kv = weights.pop(f"{theirs}fn.to_q.weight"), weights.pop(f"{theirs}fn.to_kv.weight")
     except KeyError as error:
         raise ValueError(f"{source}: {error.args[0]} is missing") from error
+    if to_kv.ndim != 2 or len(to_kv) % 2:
+        raise ValueError(f"{source}: {theirs}fn.to_kv.weight has shape {list(to_kv.shape)}, keys and values are needed")
     for name, weight in zip("qkv", (to_q, *to_kv.chunk(2)), strict=True):
         weights[f"{theirs}{name}.weight"] = weight
         weights[f"{theirs}{name}.bias"] = weight.new_zeros(len(weight))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from perceivers._checks import a_bool, an_int, one_of
 from perceivers.checkpoints import processors
 from perceivers.checkpoints.native import CONFIG
-from perceivers.checkpoints.translate import translated, write_folder
+from perceivers.checkpoints.translate import by_start, translated, write_folder
 from perceivers.inputs import InputModule
 from perceivers.perceiver_io import PerceiverIO
 
@@ -86,8 +86,8 @@ class Plan(NamedTuple):
 
     def name(self, ours: str) -> str | None:
         """Their name for one of ours."""
-        start = next((start for start in self.table if ours == start or ours.startswith(start + ".")), None)
-        return None if start is None else self.table[start] + ours[len(start) :]
+        found = by_start(self.table, ours)
+        return None if found is None else found[1] + ours[len(found[0]) :]
 
     @classmethod
     def of(cls, head: str, settings: Mapping[str, Any], labels: int, source: str) -> "Plan":
@@ -190,10 +190,10 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
     for name, tensor in model.state_dict().items():
         theirs = plan.name(name)
         assert theirs is not None, f"{name} is in no table"
-        order = next((order for start, order in plan.orders.items() if name.startswith(start)), None)
+        order = by_start(plan.orders, name)
         value = tensor.detach()
         if order is not None:
-            value = torch.empty_like(value).index_copy_(-1, torch.tensor(order, device=value.device), value)
+            value = torch.empty_like(value).index_copy_(-1, torch.tensor(order[1], device=value.device), value)
         if theirs.endswith(CONVOLUTION):
             value = value[..., None, None]
         elif ".padding." in theirs or ".mask." in theirs:

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +15,7 @@ from perceivers.checkpoints import torch_files
 from perceivers.checkpoints.native import WEIGHTS, fill, without_storage
 
 Weights = dict[str, Tensor]
+Found = TypeVar("Found")
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -34,6 +35,13 @@ def read_weights(path: str | Path) -> Weights:
     if empty := sorted(name for name, tensor in state.items() if not tensor.numel()):
         raise ValueError(f"{path}: {len(empty)} tensors hold nothing, such as {empty[:3]}: no model has such")
     return state
+
+
+def by_start(table: Mapping[str, Found], name: str) -> tuple[str, Found] | None:
+    """The longest of the starts of a dotted name that a table has, and what the table says; `None` where it has none."""
+    while name and name not in table:
+        name = name.rpartition(".")[0]
+    return (name, table[name]) if name else None
 
 
 def translated(
@@ -78,8 +86,8 @@ def translated(
             if [n for n in value.shape if n != 1] != [n for n in tensor.shape if n != 1]:
                 raise ValueError(f"{source}: {their_name} has shape {list(value.shape)}, not {list(tensor.shape)}")
             value = value.reshape(tensor.shape)
-        order = next((order for start, order in (orders or {}).items() if name.startswith(start)), None)
-        state[name] = value.contiguous() if order is None else value[..., list(order)]
+        order = by_start(orders or {}, name)
+        state[name] = value.contiguous() if order is None else value[..., list(order[1])]
     if unused := sorted(theirs.keys() - used):
         raise ValueError(f"{source}: {len(unused)} tensors have no place in {type(model).__name__}, such as {unused[:3]}")
     fill(model, state, source)
