@@ -7,8 +7,8 @@ import time
 
 import pytest
 import torch
-
 from inputs.cases import CASES
+
 from perceivers import Perceiver, PerceiverIO, create_model, info, outputs
 from perceivers.__main__ import main
 from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
