@@ -99,8 +99,7 @@ def load(
     split, copies, table = dict(weights), {}, {"encoder.latents": "latents", "norm": "to_logits.1", "head": "to_logits.2"}
     for i, u in enumerate(layers):
         if i != unique[u]:  # a use of weights that were used before
-            prefix = f"layers.{i}."
-            copies |= {n: f"layers.{unique[u]}.{n.removeprefix(prefix)}" for n in weights if n.startswith(prefix)}
+            copies |= {f"layers.{i}.{rest}": f"layers.{unique[u]}.{rest}" for rest in parts[i]}
     for u, i in enumerate(unique):
         attentions = {f"layers.{i}.{cross}.": f"encoder.cross_attentions.{u}."}
         forwards = {f"layers.{i}.{cross_ff}.": f"encoder.cross_attentions.{u}."}

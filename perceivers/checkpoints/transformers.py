@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_bool, an_int, one_of
 from perceivers.checkpoints import processors
-from perceivers.checkpoints.native import CONFIG
+from perceivers.checkpoints.native import CONFIG, without_storage
 from perceivers.checkpoints.translate import by_start, translated, write_folder
 from perceivers.inputs import InputModule
 from perceivers.perceiver_io import PerceiverIO
@@ -98,13 +98,14 @@ class Plan(NamedTuple):
         """
         arguments, rest, decoder, content = HEADS[head](settings, labels)
         arguments = {**_common(settings, source), **arguments}
-        if settings["qk_channels"] is None:
-            arguments["cross_qk_channels"] = InputModule.create(arguments["inputs"]).num_channels
         layers = {"encoder.cross_attentions.0": "perceiver.encoder.cross_attention"}
         for n in range(settings["num_self_attends_per_block"]):
             layers[f"encoder.latent_transformers.0.{n}"] = f"perceiver.encoder.self_attends.{n}"
         layers["decoder"] = f"perceiver.{decoder}decoding_cross_attention"
         table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
+        if settings["qk_channels"] is None:
+            make = partial(InputModule.create, arguments["inputs"])
+            arguments["cross_qk_channels"] = without_storage(make, len(table), source).num_channels
         orders: dict[str, list[int]] = {}
         if content is not None:
             cross = "encoder.cross_attentions.0.attention"
