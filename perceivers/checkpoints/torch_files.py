@@ -30,6 +30,7 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+PYTHON_UNPICKLER: Any = pickle._Unpickler  # pyright: ignore  the one in Python, whose steps can be replaced
 
 
 class Name(NamedTuple):
@@ -44,7 +45,7 @@ class Storage(NamedTuple):
 
     key: str
     dtype: torch.dtype
-    count: int
+    length: int
 
 
 class View(NamedTuple):
@@ -56,7 +57,7 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
-class Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue] the one in Python, whose steps can be replaced
+class Unpickler(PYTHON_UNPICKLER):
     """Reads a pickle of `torch.save`: every name stays a name, and the only calls are those that make tensors and dicts."""
 
     def __init__(self, file: Any) -> None:
@@ -68,30 +69,35 @@ class Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssu
         return Name(module, name)
 
     def persistent_load(self, pid: Any) -> Storage:
-        """Returns a storage: ("storage", its class, key, device, count of numbers)."""
-        kind, cls, key, _, count, *views = pid
+        """Returns a storage: ("storage", its class, key, device, how many numbers)."""
+        kind, cls, key, _, length, *views = pid
         if kind != "storage" or cls.module != "torch" or views not in ([], [None]) or type(key) is not str:
             raise ValueError(f"a storage {key!r} of a form that is not known")
-        storage = Storage(key, DTYPES[cls.name], _whole(count))
+        storage = Storage(key, DTYPES[cls.name], _whole(length))
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f"storage {key!r} is of two types or sizes")
         return storage
 
     def load_reduce(self) -> None:
         """A call."""
-        arguments, called = self.stack.pop(), self.stack[-1]
-        match called:
+        arguments = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], arguments)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        match function:
             case Name("torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor"):
                 storage, offset, shape, strides, *_ = arguments
                 if type(storage) is not Storage or len(shape) != len(strides):
                     raise ValueError("a tensor of a form that is not known")
-                self.stack[-1] = View(storage, _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, strides)))
-            case Name("torch._utils", "_rebuild_parameter"):
-                self.stack[-1] = arguments[0]
+                return View(storage, _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, strides)))
+            case Name("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"):
+                return arguments[0]
+            case Name("torch._tensor", "_rebuild_from_type_v2"):  # a tensor with attributes
+                return self._call(arguments[0], arguments[2])
             case Name("torch", "Size"):
-                self.stack[-1] = tuple(arguments[0])
+                return tuple(arguments[0])
             case Name("collections", "OrderedDict") if not arguments:
-                self.stack[-1] = {}
+                return {}
             case Name(module, name):
                 raise ValueError(f"it calls {module}.{name}")
             case _:
@@ -156,8 +162,8 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
 
     def stored(storage: Storage) -> bytearray:
         entry = entries[f"{top}data/{storage.key}"]
-        if entry.file_size != storage.count * storage.dtype.itemsize:
-            raise ValueError(f"storage {storage.key!r} has {entry.file_size:,} bytes, not {storage.count:,} numbers")
+        if entry.file_size != storage.length * storage.dtype.itemsize:
+            raise ValueError(f"storage {storage.key!r} has {entry.file_size:,} bytes, not {storage.length:,} numbers")
         return bytearray(archive.read(entry))
 
     return _tensors(views, stored)
@@ -175,8 +181,8 @@ def _read_stream(stream: mmap.mmap) -> dict[str, Tensor]:
         storage = unpickler.storages.pop(key)
         count, start = int.from_bytes(stream.read(8), "little"), stream.tell()
         length = count * storage.dtype.itemsize
-        if count != storage.count or length > len(stream) - start:
-            raise ValueError(f"storage {key!r} has no {storage.count:,} numbers")
+        if count != storage.length or length > len(stream) - start:
+            raise ValueError(f"storage {key!r} has no {storage.length:,} numbers")
         places[storage] = (start, start + length)
         stream.seek(start + length)
     return _tensors(views, lambda storage: bytearray(stream[slice(*places[storage])]))
@@ -197,11 +203,11 @@ def _tensors(views: Mapping[str, View], stored: Callable[[Storage], bytearray]) 
     flat = {}
     for storage, offset, shape, strides in distinct:
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        if last >= storage.count or not 0 < math.prod(shape) <= storage.count:
+        if last >= storage.length or not 0 < math.prod(shape) <= storage.length:
             raise ValueError(f"a tensor of shape {list(shape)} is empty, or has more numbers than are stored")
     # Views may overlap, as parts of a tensor beside the whole, but not to make much of little.
     storages = {view.storage for view in distinct}
-    if sum(math.prod(view.shape) for view in distinct) > 4 * sum(storage.count for storage in storages):
+    if sum(math.prod(view.shape) for view in distinct) > 4 * sum(storage.length for storage in storages):
         raise ValueError("its tensors overlap, they have more numbers together than are stored")
     for storage in storages:
         flat[storage] = torch.frombuffer(stored(storage), dtype=storage.dtype)
