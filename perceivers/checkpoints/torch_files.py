@@ -6,6 +6,7 @@ tells where each tensor lies; tensors are made afterwards, of what the file real
 
 import math
 import mmap
+import os
 import pickle
 import sys
 import zipfile
@@ -30,6 +31,9 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+# What is kept of these is what they were made with. The package is perceiver-io's, whose checkpoints hold settings.
+RECORDED = {("torch", "device"), ("builtins", "set"), ("builtins", "complex"), ("builtins", "slice")}
+RECORDED_PACKAGE = "perceiver."
 PYTHON_UNPICKLER: Any = pickle._Unpickler  # pyright: ignore  the one in Python, whose steps can be replaced
 
 
@@ -55,6 +59,13 @@ class View(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+class Record:
+    """An object of some class: what it was made with, and its attributes. The class itself is never looked for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
 
 
 class Unpickler(PYTHON_UNPICKLER):
@@ -98,14 +109,20 @@ class Unpickler(PYTHON_UNPICKLER):
                 return tuple(arguments[0])
             case Name("collections", "OrderedDict") if not arguments:
                 return {}
+            case Name("collections", "defaultdict"):
+                return {}
+            case Name(module, name) if (module, name) in RECORDED or module.startswith(RECORDED_PACKAGE):
+                return Record(*arguments)
             case Name(module, name):
                 raise ValueError(f"it calls {module}.{name}")
             case _:
                 raise ValueError("it calls what is no function")
 
     def load_build(self) -> None:
-        """Attributes of an object, such as the versions of modules that a state_dict has; they are left out."""
-        self.stack.pop()
+        """Attributes of an object; those of others than records are left out, such as the versions that a state_dict has."""
+        state = self.stack.pop()
+        if type(self.stack[-1]) is Record and type(state) is dict:
+            vars(self.stack[-1]).update({name: value for name, value in state.items() if type(name) is str})
 
     def load_setitem(self) -> None:
         """One entry of a dict."""
@@ -124,10 +141,11 @@ class Unpickler(PYTHON_UNPICKLER):
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
 
-REFUSED = (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.DICT)
+REFUSED = (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.DICT)
 REFUSED += (pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
 Unpickler.dispatch = {code: step for code, step in Unpickler.dispatch.items() if bytes([code]) not in REFUSED} | {
     pickle.REDUCE[0]: Unpickler.load_reduce,
+    pickle.NEWOBJ[0]: Unpickler.load_reduce,
     pickle.BUILD[0]: Unpickler.load_build,
     pickle.SETITEM[0]: Unpickler.load_setitem,
     pickle.SETITEMS[0]: Unpickler.load_setitems,
@@ -142,14 +160,25 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return _read_zip(archive, path.stat().st_size)
+            return _read_zip(archive)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         return _read_stream(stream)
 
 
-def _read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
+def contents(path: Path) -> Any:
+    """Reads what a file holds beside its tensors, which are `View`s; objects of perceiver-io are `Record`s.
+
+    Raises:
+        Exception: Of many kinds, if the file is damaged, holds something else, or is of the form before PyTorch 1.6.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return _unpickle(archive)[0]
+
+
+def _unpickle(archive: zipfile.ZipFile) -> tuple[Any, dict[str, zipfile.ZipInfo], str]:
+    """What a file holds, with its entries and the folder that they are in."""
     entries = {entry.filename: entry for entry in archive.infolist()}
-    unpacked = sum(entry.file_size for entry in archive.infolist())
+    unpacked, size = sum(entry.file_size for entry in archive.infolist()), os.stat(str(archive.filename)).st_size
     if unpacked > size:  # PyTorch stores, it does not compress
         raise ValueError(f"it would unpack from {size:,} to {unpacked:,} bytes, it was made to fill memory")
     (top,) = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -158,7 +187,11 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
     if entries[f"{top}data.pkl"].file_size > LARGEST_PICKLE:
         raise ValueError(f"its list of tensors is larger than {LARGEST_PICKLE:,} bytes")
     with archive.open(f"{top}data.pkl") as file:
-        views = _views(Unpickler(file).load())
+        return Unpickler(file).load(), entries, top
+
+
+def _read_zip(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    state, entries, top = _unpickle(archive)
 
     def stored(storage: Storage) -> bytearray:
         entry = entries[f"{top}data/{storage.key}"]
@@ -166,7 +199,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
             raise ValueError(f"storage {storage.key!r} has {entry.file_size:,} bytes, not {storage.length:,} numbers")
         return bytearray(archive.read(entry))
 
-    return _tensors(views, stored)
+    return _tensors(_views(state), stored)
 
 
 def _read_stream(stream: mmap.mmap) -> dict[str, Tensor]:

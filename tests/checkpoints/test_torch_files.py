@@ -1,13 +1,18 @@
 """Files of torch.save, read without PyTorch's reader: the same tensors."""
 
+import sys
 import threading
+import types
 import zipfile
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from perceivers.checkpoints.native import without_storage
+from perceivers.checkpoints.torch_files import Record, contents
 from perceivers.checkpoints.translate import read_weights
 
 
@@ -71,6 +76,31 @@ def test_parameters_with_attributes(save):
     assert_same(read_weights(save({"a": parameter, "b": tensor})), {"a": parameter, "b": tensor})
 
 
+def test_settings_beside_the_weights(tmp_path, monkeypatch):
+    """Objects of perceiver-io become records; their classes are not looked for, nor made."""
+    module = types.ModuleType("perceiver.model")
+    monkeypatch.setitem(sys.modules, "perceiver", types.ModuleType("perceiver"))
+    monkeypatch.setitem(sys.modules, "perceiver.model", module)
+
+    class Config:
+        def __init__(self):
+            self.heads, self.inner = 4, [1, 2]
+
+    Config.__module__, Config.__qualname__, module.Config = "perceiver.model", "Config", Config
+    state = {"a": torch.arange(3.0)}
+    more = {"device": torch.device("cuda", 1), "some": defaultdict(list, {"x": [1]})}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"config": Config(), **more}}, path)
+    monkeypatch.delitem(sys.modules, "perceiver.model")
+    monkeypatch.delitem(sys.modules, "perceiver")
+    assert_same(read_weights(path), state)
+    found = contents(path)["hyper_parameters"]
+    assert isinstance(found["config"], Record)
+    assert vars(found["config"]) == {"arguments": (), "heads": 4, "inner": [1, 2]}
+    assert found["device"].arguments == ("cuda", 1)
+    assert found["some"] == {"x": [1]}
+
+
 def test_what_is_not_read(save, tmp_path):
     for state, message in (
         ([torch.zeros(2)], "no tensors under names"),
@@ -79,7 +109,8 @@ def test_what_is_not_read(save, tmp_path):
         ({"a": torch.zeros(0)}, "is empty"),
         ({"a": torch.zeros(1).expand(1000)}, "more numbers than are stored"),
         ({"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.complex64)}, "damaged"),
-        ({"a": torch.device("cpu")}, "calls torch.device"),
+        ({"a": torch.device("cpu")}, "no tensors under names"),
+        ({"a": Path("x")}, "calls pathlib"),
         (nn.Linear(2, 2), "damaged"),
     ):
         with pytest.raises(ValueError, match=message):
