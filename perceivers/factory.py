@@ -55,7 +55,7 @@ def zeros(description: Mapping[str, Any], batch_size: int, dtype: torch.dtype = 
     match description["kind"]:
         case "Multimodal":
             parts = {name: zeros(part, batch_size, dtype) for name, part in description["modalities"].items()}
-            return None if None in parts.values() else parts
+            return None if any(part is None for part in parts.values()) else parts
         case "TokenIds":
             return torch.zeros(batch_size, description["max_length"], dtype=torch.int64)
         case "FramePairs":

@@ -27,7 +27,7 @@ from checkpoints.hostile import (
 
 from perceivers.training.preprocessing import Preprocessing
 
-FAST, SLOW = 250, 10_000
+FAST, SLOW = 150, 10_000
 SECONDS, MEGABYTES = 1.0, 100
 GIGABYTES = 2  # what may be reserved; who asks for more is told that there is none
 
