@@ -2,9 +2,6 @@
 
 import argparse
 import importlib
-import importlib.metadata
-import importlib.util
-import platform
 import sys
 
 from perceivers import __version__
@@ -24,6 +21,7 @@ COMMANDS = {
     "convert": ("perceivers.checkpoints.convert", "main", (), "weights from one format to another"),
     "data": ("perceivers.training.sets", "main", (), "download well-known data sets"),
     "explain": ("perceivers.training.use", "explain", (), "where a trained model looks, as pictures"),
+    "info": ("perceivers.info", "main", (), "what is installed here (the default); info MODEL: what a model is"),
 }
 
 
@@ -35,43 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (*_, text) in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
-    commands.add_parser("info", help="print versions, devices and attention implementations (the default)")
     commands.add_parser("models", help="print the models that create_model knows, with their sizes")
-    if arguments and arguments[0] in COMMANDS:
+    arguments = arguments or ["info"]
+    if arguments[0] in COMMANDS:
         return _run(arguments[0], arguments[1:])
-    chosen = parser.parse_args(arguments)
-    print("\n".join(_models() if chosen.command == "models" else _info()))
+    parser.parse_args(arguments)
+    print("\n".join(_models()))
     return 0
 
 
 def _run(command: str, arguments: list[str]) -> int:
     module, function, given, _ = COMMANDS[command]
-    if module.startswith("perceivers.training") and importlib.util.find_spec("lightning") is None:
-        print(f"perceivers {command} needs its extra: pip install 'perceivers[train]'", file=sys.stderr)
-        return 1
     try:
         return getattr(importlib.import_module(module), function)(arguments, *given)
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        print(f"perceivers {command} needs {error.name}, of its extra: pip install 'perceivers[train]'", file=sys.stderr)
+        return 1
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"perceivers {command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-
-
-def _info() -> list[str]:
-    import torch
-
-    from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
-
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    packages = ("torch", "einops", "numpy", "safetensors", "huggingface_hub")
-    return [
-        f"perceivers {__version__}",
-        f"python {platform.python_version()} on {platform.system()} {platform.machine()}",
-        *(f"{package} {importlib.metadata.version(package)}" for package in packages),
-        f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', {name}' for name in cuda)}",
-        f"attention implementations: {', '.join(IMPLEMENTATIONS)}; {native.description()}",
-    ]
 
 
 def _models() -> list[str]:

@@ -8,6 +8,8 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+MOST_AXES = 64
+
 
 def an_int(name: str, value: Any, minimum: int = 1) -> int:
     """Returns `value` as an int that is at least `minimum`."""
@@ -66,6 +68,8 @@ def a_list(name: str, value: Any, what: str) -> list[Any]:
 
 def one_each(name: str, value: Any, axes: int) -> list[Any]:
     """Returns a list with an entry for each axis: `value` itself, which may be one entry for all."""
+    if axes > MOST_AXES:
+        raise ValueError(f"{name}={value!r} cannot be for {axes} axes, which are more than {MOST_AXES}")
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         return [value] * axes
     if len(value) != axes:

@@ -50,18 +50,27 @@ def example_inputs(name: str, batch_size: int = 1) -> Any:
     return zeros(PRESETS[name].get("inputs", {"kind": "Pixels", **PRESETS[name]}), batch_size)
 
 
-def zeros(description: Mapping[str, Any], batch_size: int) -> Any:
-    """Returns zeros of the size that an input module, by its description, was made for."""
+def zeros(description: Mapping[str, Any], batch_size: int, dtype: torch.dtype = torch.float32) -> Any:
+    """Returns zeros of the size that an input module was made for; `None` where it takes any number of inputs."""
     match description["kind"]:
         case "Multimodal":
-            return {name: zeros(part, batch_size) for name, part in description["modalities"].items()}
+            parts = {name: zeros(part, batch_size, dtype) for name, part in description["modalities"].items()}
+            return None if any(part is None for part in parts.values()) else parts
         case "TokenIds":
             return torch.zeros(batch_size, description["max_length"], dtype=torch.int64)
         case "FramePairs":
             channels, *axes = description["data_shape"]
-            return torch.zeros(batch_size, channels, 2, *axes)
-        case "Waveform":
-            return torch.zeros(batch_size, 1, description["num_samples"])
+            shape = [channels, 2, *axes]
+        case "Waveform" | "LogMel":
+            shape = [description.get("audio_channels", 1), description["num_samples"]]
         case "Labels":
-            return torch.zeros(batch_size, description["num_classes"])
-    return torch.zeros(batch_size, *description["data_shape"])
+            shape = [description["num_classes"]]
+        case "Tabular":
+            numbers = {"numeric": torch.zeros(batch_size, description["num_numeric"], dtype=dtype)}
+            ids = {"categorical": torch.zeros(batch_size, len(description["categories"]), dtype=torch.int64)}
+            return {name: x for name, x in {**numbers, **ids}.items() if x.shape[1]}
+        case "Points" | "Events" | "TimeSeries" | "Features":
+            return None
+        case _:
+            shape = description["data_shape"]
+    return torch.zeros(batch_size, *shape, dtype=dtype)

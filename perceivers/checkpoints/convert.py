@@ -32,20 +32,7 @@ def main(arguments: list[str]) -> int:
         help="default: %(default)s",
     )
     parser.add_argument("--mask", action="store_true", help="of ONNX: with an input for the mask")
-    told = parser.add_argument_group("what files of perceiver-pytorch do not tell, as the model was made there")
-    told.add_argument("--max-freq", type=float)
-    for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
-        told.add_argument(f"--{name}", type=int)
-    told.add_argument("--frequency-base", type=_spacing, metavar="BASE|linear")
-    told.add_argument("--fourier-encode-data", action=argparse.BooleanOptionalAction)
-    told = parser.add_argument_group(
-        "what state_dicts of perceiver-io do not tell, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
-    )
-    for name in ("encoder", "decoder"):
-        told.add_argument(f"--{name}", type=json.loads, metavar="SETTINGS")
-    told = parser.add_argument_group("what files with the resampler of a larger model do not tell")
-    for name in ("heads", "head-dim"):
-        told.add_argument(f"--{name}", type=int)
+    told(parser)
     chosen = vars(parser.parse_args(arguments))
     source, destination, form, mask = (chosen.pop(name) for name in ("source", "destination", "to", "mask"))
     if mask and form != "onnx":
@@ -73,6 +60,25 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"{source} is a {type(model).__name__}, which {form} does not have")
     print(f"{destination}: {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
     return 0
+
+
+def told(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the options for what files of other formats do not tell; returns the parser."""
+    group = parser.add_argument_group("what files of perceiver-pytorch do not tell, as the model was made there")
+    group.add_argument("--max-freq", type=float)
+    for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
+        group.add_argument(f"--{name}", type=int)
+    group.add_argument("--frequency-base", type=_spacing, metavar="BASE|linear")
+    group.add_argument("--fourier-encode-data", action=argparse.BooleanOptionalAction)
+    group = parser.add_argument_group(
+        "what state_dicts of perceiver-io do not tell, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
+    )
+    for name in ("encoder", "decoder"):
+        group.add_argument(f"--{name}", type=json.loads, metavar="SETTINGS")
+    group = parser.add_argument_group("what files with the resampler of a larger model do not tell")
+    for name in ("heads", "head-dim"):
+        group.add_argument(f"--{name}", type=int)
+    return parser
 
 
 def _spacing(text: str) -> float | str:

@@ -197,8 +197,6 @@ def _layout(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     theirs = {}
     for name, tensor in weights.items():
         scope, _, leaf = name.rpartition("/")
-        if tensor.numel() == 0:
-            raise ValueError(f"{source}: {name} has shape {list(tensor.shape)}, it is empty: the file is damaged")
         if leaf == "hidden" and f"{scope}/average" in weights:
             continue  # what `average` is computed of in training
         if leaf == "w" and tensor.ndim == 4:

@@ -1,16 +1,18 @@
 """The library's own format: a folder, or a repository on the hub, with `config.json` and `model.safetensors`.
 
 `config.json` is flat: the arguments of the model's constructor beside the header `format_version`, `model_class` and
-`model_name`. Loading is strict and runs nothing from the files: a missing, extra, damaged or misshapen entry is one error,
-and a model is returned whole or not at all.
+`model_name`. `preprocessing.json` is beside it where labels and preprocessing are known. Loading is strict and runs nothing
+from the files: a missing, extra, damaged or misshapen entry is one error, and a model is returned whole or not at all.
 """
 
 import inspect
 import json
 import os
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 from huggingface_hub import ModelHubMixin, constants, hf_hub_download
@@ -18,10 +20,14 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 FORMAT_VERSION = 1
+PREPROCESSING = "preprocessing.json"
 CONFIG, WEIGHTS = constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE
 HEADER = ("format_version", "model_class", "model_name")
+LARGEST_JSON = 2**22  # bytes; the configuration of a model with 20,000 labels has a million
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Pretrained(
@@ -31,10 +37,18 @@ class Pretrained(
     tags=["perceiver"],
     paper_url="https://arxiv.org/abs/2103.03206",
 ):
-    """A module that saves and loads itself; it has `config`, its constructor's arguments, and `model_name`."""
+    """A module that saves and loads itself.
+
+    Attributes:
+        config: The arguments of the constructor.
+        model_name: Name of the published configuration, or `None`.
+        preprocessing: How files become what the model takes, and the names of its classes: a description for
+            `perceivers.training.preprocessing.Preprocessing.create`, or `None`. It is saved with the model.
+    """
 
     config: dict[str, Any]
     model_name: str | None
+    preprocessing: dict[str, Any] | None = None
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -79,6 +93,9 @@ class Pretrained(
         (save_directory / CONFIG).write_text(json.dumps({**header, **self.config}, indent=2) + "\n", encoding="utf-8")
         state = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+        if self.preprocessing is not None:
+            text = json.dumps(self.preprocessing, indent=2) + "\n"
+            (save_directory / PREPROCESSING).write_text(text, encoding="utf-8")
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -110,6 +127,8 @@ class Pretrained(
             TypeError: If an override is no argument of the constructor.
         """
         source = str(pretrained_model_name_or_path)
+        if unknown := overrides.keys() - inspect.signature(cls).parameters.keys():
+            raise TypeError(f"unknown arguments {sorted(unknown)}: {cls.__name__} has none of these names")
 
         def path_of(name: str) -> str:
             if os.path.isdir(source):
@@ -133,20 +152,21 @@ class Pretrained(
             raise ValueError(f"{source} is no folder or repository with {CONFIG} and {WEIGHTS}: {error}") from error
         except SafetensorError as error:
             raise ValueError(f"{weights} is damaged or no safetensors file ({error}): copy or download it again") from error
-        with torch.device("meta"):
-            model = cls(**{**arguments, **overrides})
+        model = without_storage(lambda: cls(**{**arguments, **overrides}), len(state), source)
         fill(model, state, weights)
         model.model_name = name
+        try:
+            path = path_of(PREPROCESSING)
+            model.preprocessing = read_json(path) if os.path.exists(path) else None
+        except EntryNotFoundError:
+            pass  # the repository has none
         return model.eval()
 
 
 def _read_config(cls: type, path: str) -> tuple[str | None, dict[str, Any]]:
     """Returns the model's name and the constructor's arguments."""
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is not JSON ({error}): copy or download it again") from error
-    if not isinstance(config, dict) or not config.keys() >= {"format_version", "model_class"}:
+    config = read_json(path)
+    if not config.keys() >= {"format_version", "model_class"}:
         raise ValueError(f"{path} is not a configuration of this library: it has no format_version and model_class")
     version, class_name, name = (config.pop(key, None) for key in HEADER)
     if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -160,6 +180,59 @@ def _read_config(cls: type, path: str) -> tuple[str | None, dict[str, Any]]:
         if parameter.default is parameter.empty and parameter.name not in config:
             raise ValueError(f"{path}: {parameter.name} is missing: copy or download it again")
     return name, config
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a file that holds one object.
+
+    Raises:
+        ValueError: If it is damaged, larger than 4 MiB, or holds anything else.
+        OSError: If it is missing.
+    """
+    if (size := os.path.getsize(path)) > LARGEST_JSON:
+        raise ValueError(f"{path} has {size:,} bytes, more than the {LARGEST_JSON:,} that a configuration may have")
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, it is not JSON ({error}): copy or download it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a configuration: it holds a {type(value).__name__}")
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def without_storage(make: Callable[[], Module], tensors: int, source: str) -> Module:
+    """Makes a model on the meta device, for weights that are there already.
+
+    Args:
+        make: Makes it, as a file says.
+        tensors: How many tensors its file has: it stops where it has many more parameters, whatever a file says.
+        source: Where the file is, for messages.
+
+    Raises:
+        ValueError: If no model can be made.
+    """
+    left, thread = 4 * tensors + 64, threading.get_ident()
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= threading.get_ident() == thread
+        if left < 0:
+            raise ValueError(f"the configuration is of a model with many more tensors than the {tensors} that there are")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return make()
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    except Exception as error:  # of many kinds, by what is wrong
+        raise ValueError(f"{source}: the configuration makes no model ({type(error).__name__}: {error})") from error
+    finally:
+        hook.remove()
 
 
 def fill(model: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:

@@ -117,10 +117,9 @@ def _example(model: torch.nn.Module, config: Mapping[str, Any]) -> Any:
         example = torch.zeros(2, 7, config["kv_dim"])
     else:
         description = config.get("inputs", {"kind": "Pixels", **config})
-        try:
-            example = zeros(description, 2)
-        except KeyError as error:
-            raise ValueError(f"example is missing: none can be made for inputs {description.get('kind')!r}") from error
+        example = zeros(description, 2)
+        if example is None:
+            raise ValueError(f"example is missing: none can be made for inputs {description['kind']!r}")
     generator, first = torch.Generator().manual_seed(0), next(model.parameters())
 
     def draw(leaf: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Weights of any format that is known, found out by what is in them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import deepmind, perceiver_io, perceiver_pytorch, resamplers, transformers
-from perceivers.checkpoints.native import CONFIG, WEIGHTS
+from perceivers.checkpoints import deepmind, perceiver_io, perceiver_pytorch, processors, resamplers, transformers
+from perceivers.checkpoints.native import CONFIG, WEIGHTS, read_json
 from perceivers.checkpoints.translate import Weights, read_weights
 from perceivers.factory import MODELS
 from perceivers.layers import Resampler
@@ -50,48 +49,45 @@ def from_pretrained(
         ValueError: If the format is not known, or a file is missing, damaged or does not fit; no half of a model is loaded.
         TypeError: If an argument is unknown.
     """
+    return identified(source, local_files_only=local_files_only, **arguments)[0]
+
+
+def identified(
+    source: str | Path, *, local_files_only: bool = False, **arguments: Any
+) -> tuple[Perceiver | PerceiverIO | Resampler, str]:
+    """As `from_pretrained`, which documents it; returns the model and the name of its format."""
     path = Path(source)
     if path.is_file():
         weights = read_weights(path)
         for form in FORMATS:
             if form.recognises(weights):
-                return form.load(weights, str(path), **arguments)  # pyright: ignore[reportReturnType]
+                name = form.__name__.rpartition(".")[2].replace("_", "-")
+                return form.load(weights, str(path), **arguments), name  # pyright: ignore[reportReturnType]
         raise ValueError(f"{path} holds weights of no known format, such as {sorted(weights)[:3]}: see docs/checkpoints.md")
-    config = _config(source, local_files_only)
+    config = read_json(_file(source, local_files_only, CONFIG))
     if "format_version" in config:
         name = config.get("model_class")
         if not isinstance(name, str) or name not in CLASSES:
             raise ValueError(f"{source}: model_class={name!r} is none of {sorted(CLASSES)}: update perceivers")
-        return CLASSES[name].from_pretrained(source, local_files_only=local_files_only, **arguments)
+        return CLASSES[name].from_pretrained(source, local_files_only=local_files_only, **arguments), "perceivers"
     kind = str(config.get("model_type"))
-    if arguments and kind in ("perceiver", *resamplers.MODEL_TYPES):
-        raise TypeError(f"unknown arguments {sorted(arguments)}: a transformers configuration tells everything")
+    known = kind in ("perceiver", *resamplers.MODEL_TYPES) or perceiver_io.recognises_folder(config, str(source))
+    if not known:
+        raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={kind!r} is not known")
+    if arguments:
+        raise TypeError(f"unknown arguments {sorted(arguments)}: the configuration, model_type={kind!r}, tells everything")
+    model: Any
     if kind in resamplers.MODEL_TYPES:
         weights = _part(source, local_files_only, resamplers.is_part)
-        return resamplers.load_part(config, weights, str(source))  # pyright: ignore[reportReturnType]
-    if kind == "perceiver":
-        weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
-        return transformers.load(config, weights, str(source))  # pyright: ignore[reportReturnType]
-    if perceiver_io.recognises_folder(config, str(source)):
-        if arguments:
-            raise TypeError(f"unknown arguments {sorted(arguments)}: a configuration of perceiver-io tells everything")
-        weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
-        return perceiver_io.load_folder(config, weights, str(source))  # pyright: ignore[reportReturnType]
-    raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={kind!r} is not known")
-
-
-def _config(source: str | Path, local_files_only: bool) -> dict[str, Any]:
-    return _json(_file(source, local_files_only, CONFIG))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, it is not JSON ({error}): copy or download it again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a configuration: it holds a {type(config).__name__}")
-    return config
+        return resamplers.load_part(config, weights, str(source)), f"transformers, the resampler of {kind}"  # pyright: ignore
+    weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
+    if kind != "perceiver":
+        model = perceiver_io.load_folder(config, weights, str(source))
+        return model, f"perceiver-io, {kind}"
+    model = transformers.load(config, weights, str(source))
+    path = _optional(source, local_files_only, processors.PROCESSOR)
+    model.preprocessing = processors.read(config, None if path is None else read_json(path), str(source))
+    return model, f"transformers, {config['architectures'][0]}"
 
 
 def _part(source: str | Path, local_files_only: bool, wanted: Callable[[str], bool]) -> Weights:
@@ -100,7 +96,7 @@ def _part(source: str | Path, local_files_only: bool, wanted: Callable[[str], bo
     path = _file(source, local_files_only, *names)
     if path.suffix != ".json":
         return read_weights(path, wanted)
-    files = _json(path).get("weight_map")
+    files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
         raise ValueError(f"{path} is damaged: its weight_map does not name a file of the same folder for each tensor")
     weights: Weights = {}
@@ -123,3 +119,13 @@ def _file(source: str | Path, local_files_only: bool, *names: str) -> Path:
         except (EntryNotFoundError, HFValidationError, OSError) as error:
             reason = error
     raise ValueError(f"{source} is no file, no folder, and no repository with {' or '.join(names)}: {reason}")
+
+
+def _optional(source: str | Path, local_files_only: bool, name: str) -> Path | None:
+    """The file, if there is one."""
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), name, local_files_only=local_files_only))
+    except EntryNotFoundError:
+        return None

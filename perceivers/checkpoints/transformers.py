@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from perceivers._checks import a_bool, an_int, one_of
+from perceivers.checkpoints import processors
 from perceivers.checkpoints.columns import orders
+from perceivers.checkpoints.native import CONFIG, without_storage
 from perceivers.checkpoints.translate import counterpart, differences, in_their_order, translated, write_folder
 from perceivers.inputs import InputModule
 from perceivers.perceiver_io import PerceiverIO
@@ -45,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "output_num_channels": 512,
     "_label_trainable_num_channels": 1024,
 }
+MOST_BLOCKS = 1024  # the published models have 1 and 8; no weights tell how often the blocks are used
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # Ours: theirs, of one attention layer. Only cross-attentions have `inputs_norm`.
@@ -94,13 +98,14 @@ class Plan(NamedTuple):
         """
         arguments, rest, decoder, content = HEADS[head](settings, labels)
         arguments = {**_common(settings, source), **arguments}
-        if settings["qk_channels"] is None:
-            arguments["cross_qk_channels"] = InputModule.create(arguments["inputs"]).num_channels
         layers = {"encoder.cross_attentions.0": "perceiver.encoder.cross_attention"}
         for n in range(settings["num_self_attends_per_block"]):
             layers[f"encoder.latent_transformers.0.{n}"] = f"perceiver.encoder.self_attends.{n}"
         layers["decoder"] = f"perceiver.{decoder}decoding_cross_attention"
         table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
+        if settings["qk_channels"] is None:
+            make = partial(InputModule.create, arguments["inputs"])
+            arguments["cross_qk_channels"] = without_storage(make, len(table), source).num_channels
         order = {} if content is None else orders(*content, as_queries=head == "PerceiverForOpticalFlow")
         return cls(arguments, {"encoder.latents": "perceiver.embeddings.latents", **table, **rest}, order)
 
@@ -111,15 +116,39 @@ def load(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) 
     Raises:
         ValueError: If the head is none of the seven, a setting is not supported, or the weights do not fit.
     """
-    (head,) = config.get("architectures") or [None]
-    if head not in HEADS:
-        raise ValueError(f"{source}: architectures={head!r} is none of {sorted(HEADS)}")
+    heads = config.get("architectures")
+    if not isinstance(heads, list) or len(heads) != 1 or not isinstance(heads[0], str) or heads[0] not in HEADS:
+        raise ValueError(f"{source}: architectures={heads!r} is none of {sorted(HEADS)}")
     settings = {**DEFAULTS, **{key: value for key, value in config.items() if key in DEFAULTS}}
-    plan = Plan.of(head, settings, len(config.get("id2label") or (0, 1)), source)
+    try:
+        _check(settings, len(weights))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    plan = Plan.of(heads[0], settings, len(processors.labels_of(config, source)), source)
     # The rows of the embedding are also the map to logits; older versions store them twice.
     copies = {copy: original for copy, original in TIED.items() if copy in weights}
     make = partial(PerceiverIO, **plan.arguments)
     return translated(weights, make, plan.name, orders=plan.orders, copies=copies, source=source)
+
+
+def _check(settings: Mapping[str, Any], tensors: int) -> None:
+    """Refuses settings of a wrong type, and numbers of layers that these weights cannot have, before anything is made."""
+    for name, value in settings.items():
+        default = DEFAULTS[name]
+        if isinstance(default, list):
+            if not isinstance(value, list) or len(value) != len(default):
+                raise ValueError(f"{name}={value!r} must be a list of {len(default)} whole numbers")
+            for n in value:
+                an_int(name, n)
+        elif isinstance(default, bool):
+            a_bool(name, value)
+        elif isinstance(default, str):
+            one_of(name, value, ACTIVATIONS if name == "hidden_act" else ("kv",))
+        elif value is not None or default is not None:
+            an_int(name, value)
+    for name, most in (("num_blocks", MOST_BLOCKS), ("num_self_attends_per_block", tensors)):
+        if settings[name] > most:
+            raise ValueError(f"{name}={settings[name]} is more than {most}")
 
 
 def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = None) -> None:
@@ -128,7 +157,7 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
     Args:
         model: A `PerceiverIO` with the inputs and outputs of one of the seven heads.
         folder: The folder, made if missing; what is there is replaced file by file.
-        labels: Names of the classes; `None` for their numbers.
+        labels: Names of the classes; `None` for those that the model knows by its preprocessing, else their numbers.
 
     Raises:
         ValueError: If transformers has no such model; the message names what it lacks.
@@ -146,6 +175,9 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
         wanted = PerceiverIO(**plan.arguments).config
     if differing := differences(config, wanted):
         raise ValueError(f"transformers' {head} cannot express {'; '.join(differing)}")
+    known = model.preprocessing or {}
+    if labels is None and len(known.get("labels", ())) == classes:
+        labels = known["labels"]
     if labels is not None and len(labels) != classes:
         raise ValueError(f"labels has {len(labels)} names, but the model has {classes} classes: give one each")
     names = [f"LABEL_{i}" for i in range(classes)] if labels is None else list(labels)
@@ -167,7 +199,12 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    write_folder(folder, written, state)
+    if known.get("task") in processors.TASKS.values():
+        written["problem_type"] = next(theirs for theirs, ours in processors.TASKS.items() if ours == known["task"])
+    files = {CONFIG: written}
+    if known and (processor := processors.write(known)):
+        files[processors.PROCESSOR] = processor
+    write_folder(folder, files, state)
 
 
 CONVOLUTION = "convnet_1x1.weight"  # a linear map here
@@ -217,14 +254,10 @@ def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _common(c: Mapping[str, Any], source: str) -> dict[str, Any]:
-    if c["hidden_act"] not in ACTIVATIONS:
+    if c["hidden_act"] not in ACTIVATIONS:  # one of ours, on the way back
         raise ValueError(f"{source}: hidden_act={c['hidden_act']!r} is none of {sorted(ACTIVATIONS)}")
     if c["self_attention_widening_factor"] != c["cross_attention_widening_factor"]:
         raise ValueError(f"{source}: self_attention_widening_factor and cross_attention_widening_factor differ: not supported")
-    if c["cross_attention_shape_for_attention"] != "kv":
-        raise ValueError(
-            f"{source}: cross_attention_shape_for_attention={c['cross_attention_shape_for_attention']!r} must be 'kv'"
-        )
     blocks = c["num_blocks"]
     return {
         "num_latent_tokens": c["num_latents"],

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from perceivers._checks import a_number, an_int, one_each
 
+MOST_BANDS = 2**16  # published models have up to 192; a file that says more was made to fill memory
+
 
 @dataclass(frozen=True)
 class FourierFeatures:
@@ -29,7 +31,7 @@ class FourierFeatures:
         frequencies: For each axis, its K bands, lowest first.
 
     Raises:
-        ValueError: If half a resolution lies below the lowest frequency.
+        ValueError: If half a resolution lies below the lowest frequency, or there are more than 65,536 bands.
     """
 
     num_bands: int
@@ -38,6 +40,8 @@ class FourierFeatures:
     frequencies: tuple[tuple[float, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.num_bands > MOST_BANDS:
+            raise ValueError(f"num_bands={self.num_bands} is more than {MOST_BANDS:,}: give fewer")
         for axis, resolution in enumerate(self.resolutions):
             if self.num_bands > 0 and resolution / 2 < self.lowest:
                 raise ValueError(

@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceivers._checks import a_bool, a_list, a_number, an_int, one_of
+from perceivers.checkpoints.native import read_json
 from perceivers.inputs import ByteTokenizer
 from perceivers.training.files import replacing
 
-PREPROCESSING = "preprocessing.json"  # in the folder of a run and of its model
+TASKS = ("classification", "multi_label", "regression", "pretraining")
+LARGEST = 2**28  # numbers in a sample
 Sample = tuple[Any, Tensor | None]  # x and its mask, without an axis of samples
 
 
@@ -45,6 +48,18 @@ class Preprocessing(ABC):
 
     def __init_subclass__(cls) -> None:
         Preprocessing.kinds[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        _names("labels", self.labels)
+        one_of("task", self.task, TASKS)
+        count = len(self.labels) if self.task == "regression" else 0
+        _numbers("target_mean", self.target_mean, count)
+        _numbers("target_std", self.target_std, count)
+        self._check()
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raises `ValueError` unless the arguments of the kind are of their types and fit each other."""
 
     @abstractmethod
     def __call__(self, record: Any) -> Sample:
@@ -79,11 +94,9 @@ class Preprocessing(ABC):
             ValueError: If the file is missing or damaged.
         """
         try:
-            return Preprocessing.create(json.loads(Path(path).read_text(encoding="utf-8")))
+            return Preprocessing.create(read_json(path))
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error}): give a folder that perceivers fit wrote") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}): copy it again") from error
 
     @staticmethod
     def create(description: Mapping[str, Any]) -> "Preprocessing":
@@ -117,17 +130,15 @@ class Pictures(Preprocessing):
     size: list[int]
     channels: int = 3
 
+    def _check(self) -> None:
+        _lengths("size", self.size, 2)
+        an_int("channels", self.channels)
+
     def __call__(self, record: Any) -> Sample:
         """Reads a file: a path, its bytes, or a dict with either."""
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
 
-        source, name = _source(record)
-        try:
-            with Image.open(source) as picture:
-                picture.load()
-                image = picture.convert("L" if self.channels == 1 else "RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name} is damaged or no picture ({error}): remove or replace it") from error
+        image = read_picture(record, "L" if self.channels == 1 else "RGB")
         height, width = self.size
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         values = torch.from_numpy(np.array(image, dtype=np.float32)) / 127.5 - 1
@@ -153,6 +164,82 @@ class Pictures(Preprocessing):
         }
 
 
+def read_picture(record: Any, mode: str, *, upright: bool = False) -> Any:
+    """Returns a picture of Pillow's.
+
+    Args:
+        record: A path, the bytes of a file, or a dict with either.
+        mode: Pillow's name of the colours, such as "RGB".
+        upright: Whether it is turned as the camera says that it was held.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    source, name = _source(record)
+    try:
+        with Image.open(source) as picture:
+            picture.load()
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert(mode)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} is damaged or no picture ({error}): remove or replace it") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentredPictures(Preprocessing):
+    """Picture files as transformers' PerceiverImageProcessor reads them, to the same numbers: cut, resized, standardised.
+
+    Attributes:
+        size: Height and width, in pixels.
+        crop: The shorter side is taken for `crop` pixels, of which the `size` in the centre are kept; `None` for all.
+        resample: Pillow's number of a filter; 3 is bicubic.
+        scale: What the bytes are multiplied by.
+        mean: For each channel, what is subtracted.
+        std: For each channel, what the difference is divided by.
+    """
+
+    size: list[int]
+    crop: list[int] | None
+    resample: int
+    scale: float
+    mean: list[float]
+    std: list[float]
+
+    def _check(self) -> None:
+        _lengths("size", self.size, 2)
+        if self.crop is not None:
+            _lengths("crop", self.crop, 2)
+        if an_int("resample", self.resample, 0) > 5:
+            raise ValueError(f"resample={self.resample} is none of Pillow's filters, 0 to 5")
+        a_number("scale", self.scale)
+        _numbers("mean", self.mean, 3)
+        _numbers("std", self.std, 3, positive=True)
+
+    def __call__(self, record: Any) -> Sample:
+        """Reads a file: a path, its bytes, or a dict with either."""
+        image = read_picture(record, "RGB", upright=True)
+        if self.crop is not None:
+            shorter = min(image.size)
+            height, width = (int(n / whole * shorter) for n, whole in zip(self.size, self.crop, strict=True))
+            if min(height, width) == 0:
+                raise ValueError(f"{_source(record)[1]} is too small, {image.size[0]} x {image.size[1]} pixels: replace it")
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))  # black where it is larger than the picture
+        image = image.resize(self.size[::-1], self.resample)
+        values = (np.array(image).astype(np.float64) * self.scale).astype(np.float32)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        return torch.from_numpy((values - mean) / std).movedim(-1, 0).contiguous(), None
+
+    def example(self) -> Sample:
+        """Zeros."""
+        return torch.zeros(3, *self.size), None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """As of `Pictures`."""
+        return Pictures(labels=self.labels, task="pretraining", size=self.size).inputs(dim)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sounds(Preprocessing):
     """Sound files, mixed to one channel and resampled; long ones are cut in the centre, short ones padded and masked.
@@ -164,6 +251,10 @@ class Sounds(Preprocessing):
 
     num_samples: int
     sample_rate: int
+
+    def _check(self) -> None:
+        _lengths("num_samples", [self.num_samples], 1)
+        an_int("sample_rate", self.sample_rate)
 
     def __call__(self, record: Any) -> Sample:
         """Reads a file: a path, its bytes, or a dict with either."""
@@ -236,6 +327,13 @@ class Arrays(Preprocessing):
     channel_axis: bool = True
     channels_last: bool = False
 
+    def _check(self) -> None:
+        _lengths("data_shape", self.data_shape)
+        _numbers("mean", self.mean, self.data_shape[0])
+        _numbers("std", self.std, self.data_shape[0], positive=True)
+        a_bool("channel_axis", self.channel_axis)
+        a_bool("channels_last", self.channels_last)
+
     def __call__(self, record: Any) -> Sample:
         """Takes one array."""
         x = torch.from_numpy(np.array(record, dtype=np.float32))
@@ -279,6 +377,15 @@ class Table(Preprocessing):
     std: list[float] = field(default_factory=list)
     categorical: dict[str, list[str]] = field(default_factory=dict)
 
+    def _check(self) -> None:
+        _names("numeric", self.numeric)
+        _numbers("mean", self.mean, len(self.numeric))
+        _numbers("std", self.std, len(self.numeric), positive=True)
+        if not isinstance(self.categorical, dict):
+            raise ValueError(f"categorical={self.categorical!r} must be a dict of columns, each with its names")
+        for column, names in self.categorical.items():
+            _names(f"categorical[{column!r}]", names)
+
     def __call__(self, record: Mapping[str, Any]) -> Sample:
         """Takes one row, a dict of its columns."""
         if missing := [name for name in [*self.numeric, *self.categorical] if name not in record]:
@@ -313,9 +420,15 @@ class Text(Preprocessing):
 
     Attributes:
         max_length: Bytes that the model reads.
+        cls_sep: Whether [CLS] is put in front and [SEP] behind, as transformers' tokenizer does.
     """
 
     max_length: int
+    cls_sep: bool = False
+
+    def _check(self) -> None:
+        _lengths("max_length", [self.max_length], 1)
+        a_bool("cls_sep", self.cls_sep)
 
     def __call__(self, record: Any) -> Sample:
         """Takes a string, or the path of a text file."""
@@ -326,7 +439,9 @@ class Text(Preprocessing):
                 raise ValueError(f"{record} is no UTF-8 text ({error}): remove or convert it") from error
         if not isinstance(record, str):
             raise ValueError(f"a text is a {type(record).__name__}, not a string: {record!r}")
-        ids = ByteTokenizer().encode(record)[: self.max_length] or [ByteTokenizer.eos]
+        ids = ByteTokenizer(cls_sep=self.cls_sep).encode(record) or [ByteTokenizer.eos]
+        if len(ids) > self.max_length:
+            ids = [*ids[: self.max_length - 1], ids[-1 if self.cls_sep else self.max_length - 1]]
         x = torch.full((self.max_length,), ByteTokenizer.pad)
         x[: len(ids)] = torch.tensor(ids)
         return x, x != ByteTokenizer.pad
@@ -358,6 +473,24 @@ def _source(record: Any) -> tuple[Any, str]:
     if isinstance(record, bytes):
         return io.BytesIO(record), "a record"
     return str(record), str(record)
+
+
+def _names(name: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{name}={value!r} must be a list of names")
+
+
+def _numbers(name: str, value: Any, count: int, *, positive: bool = False) -> None:
+    numbers = [one for one in a_list(name, value, "numbers") if isinstance(one, int | float) and math.isfinite(one)]
+    if len(numbers) != len(value) or len(value) != count or (positive and min(numbers, default=1) <= 0):
+        raise ValueError(f"{name}={value!r} must be {count} {'positive ' if positive else ''}numbers")
+
+
+def _lengths(name: str, value: Any, count: int | None = None) -> None:
+    """Of the axes of a sample, which must not be too large to be made."""
+    lengths = [an_int(name, n) for n in a_list(name, value, "whole numbers")]
+    if not lengths or len(lengths) != (count or len(lengths)) or math.prod(lengths) > LARGEST:
+        raise ValueError(f"{name}={value!r} must be {count or 'some'} whole numbers, with a product of at most {LARGEST:,}")
 
 
 def _number(name: str, value: Any) -> float:

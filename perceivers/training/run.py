@@ -20,11 +20,11 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from perceivers.checkpoints.native import PREPROCESSING
 from perceivers.training.checkpoint import AtomicCheckpointIO
 from perceivers.training.data import PathData
 from perceivers.training.files import replacing
 from perceivers.training.module import METRICS, Trained, Training
-from perceivers.training.preprocessing import PREPROCESSING
 from perceivers.training.pretrain import Pretraining
 
 CONFIG, LAST, BEST = "run.yaml", "last.ckpt", "best.ckpt"

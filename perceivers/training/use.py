@@ -1,4 +1,4 @@
-"""`perceivers predict` and `perceivers explain`: a trained model on new files."""
+"""`perceivers predict` and `perceivers explain`: a trained model on new files, also one of another library."""
 
 import argparse
 import csv
@@ -14,24 +14,47 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from perceivers.checkpoints.native import PREPROCESSING
+from perceivers.checkpoints.sources import from_pretrained
+from perceivers.layers import Resampler
+from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.files import replacing
-from perceivers.training.preprocessing import PREPROCESSING, Preprocessing, collate
+from perceivers.training.preprocessing import Preprocessing, collate
 from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, Rows, read_table
 
-SUFFIXES = {"Pictures": PICTURES, "Sounds": SOUNDS, "Text": {".txt"}, "Table": {*TABLES, ".npz"}, "Arrays": {".npz", ".npy"}}
+SUFFIXES = {
+    "Pictures": PICTURES,
+    "CentredPictures": PICTURES,
+    "Sounds": SOUNDS,
+    "Text": {".txt"},
+    "Table": {*TABLES, ".npz"},
+    "Arrays": {".npz", ".npy"},
+}
 
 
-def load(folder: str | Path) -> tuple[PerceiverIO, Preprocessing]:
-    """Loads what `perceivers fit` left in a folder: the model, in evaluation mode, and its preprocessing.
+def load(source: str | Path) -> tuple[Perceiver | PerceiverIO, Preprocessing]:
+    """Loads a model and its preprocessing: what `perceivers fit` left in a folder, or a classifier of transformers.
+
+    Args:
+        source: A folder, or the name of a repository on the hub.
+
+    Returns:
+        The model, in evaluation mode, and its preprocessing.
 
     Raises:
-        ValueError: If a file is missing or damaged, or the model was only pretrained.
+        ValueError: If a file is missing or damaged, the model was only pretrained, or has no preprocessing.
     """
-    preprocessing = Preprocessing.load(Path(folder) / PREPROCESSING)
+    model = from_pretrained(source)
+    if model.preprocessing is None or isinstance(model, Resampler):
+        raise ValueError(
+            f"MODEL {source} has no preprocessing: give a folder that perceivers fit wrote, with {PREPROCESSING}, or a"
+            " classifier of transformers with its preprocessor_config.json"
+        )
+    preprocessing = Preprocessing.create(model.preprocessing)
     if preprocessing.task == "pretraining":
-        raise ValueError(f"MODEL {folder} was pretrained and knows no labels yet: perceivers fit PATH --from {folder}")
-    return PerceiverIO.from_pretrained(folder), preprocessing
+        raise ValueError(f"MODEL {source} was pretrained and knows no labels yet: perceivers fit PATH --from {source}")
+    return model, preprocessing
 
 
 def records_of(files: Sequence[str], preprocessing: Preprocessing) -> Iterator[tuple[str, Any]]:
@@ -66,7 +89,7 @@ def records_of(files: Sequence[str], preprocessing: Preprocessing) -> Iterator[t
 
 @torch.inference_mode()
 def results(
-    model: PerceiverIO, preprocessing: Preprocessing, records: Sequence[tuple[str, Any]], batch_size: int = 64
+    model: Perceiver | PerceiverIO, preprocessing: Preprocessing, records: Sequence[tuple[str, Any]], batch_size: int = 64
 ) -> Iterator[tuple[str, Tensor | str]]:
     """Runs a model on records.
 
@@ -88,6 +111,11 @@ def results(
         x, mask = collate(samples)
         x = {key: value.to(device) for key, value in x.items()} if isinstance(x, dict) else x.to(device)
         outputs = model(x, None if mask is None else mask.to(device)).float().cpu()
+        if outputs.shape[1:] != (len(preprocessing.labels),):
+            raise ValueError(
+                f"the model gives {list(outputs.shape[1:])} numbers for {len(preprocessing.labels)} labels: its"
+                f" {PREPROCESSING} belongs to another"
+            )
         match preprocessing.task:
             case "classification":
                 outputs = outputs.softmax(-1)
@@ -160,15 +188,18 @@ def explain(arguments: list[str]) -> int:
 
 
 @torch.inference_mode()
-def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: Any, layer: int, path: Path) -> None:
+def _draw(
+    model: Perceiver | PerceiverIO, preprocessing: Preprocessing, name: str, record: Any, layer: int, path: Path
+) -> None:
     """Draws a sample, where all latents together look, and three latents that look at most different places."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     x, mask = collate([preprocessing(record)])
     device = next(model.parameters()).device
-    x = {key: value.to(device) for key, value in x.items()} if isinstance(x, dict) else x.to(device)
-    group = model.attention_maps(x, None if mask is None else mask.to(device), layer)[0][0].mean(0).cpu()  # [N, *axes]
+    x: Any = {key: value.to(device) for key, value in x.items()} if isinstance(x, dict) else x.to(device)
+    groups = model.attention_maps(x, None if mask is None else mask.to(device), layer)
+    group = (groups if isinstance(groups, Tensor) else groups[0])[0].mean(0).cpu()  # [N, *axes]
     maps, axes = group.flatten(1), group.shape[1:]
     values = next(iter(results(model, preprocessing, [(name, record)])))[1]
     together = maps.mean(0)
@@ -204,6 +235,6 @@ def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: A
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder that perceivers fit wrote")
+    parser.add_argument("model", metavar="MODEL", help="folder that perceivers fit wrote, or a classifier of transformers")
     parser.add_argument("files", metavar="FILES", nargs="+", help="files of the kind it was trained on, or folders of them")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")

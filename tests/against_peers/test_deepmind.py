@@ -230,7 +230,7 @@ WRONG = {
         "axes",
     ),
     "a number": ("flow", lambda p, s: p["image_preprocessor/patches_linear"].update(b=np.zeros(())), {}, "axes"),
-    "an empty array": ("language", lambda p, s: p["embed"].update(embeddings=np.zeros((10**9, 0))), {}, "it is empty"),
+    "an empty array": ("language", lambda p, s: p["embed"].update(embeddings=np.zeros((10**9, 0))), {}, "hold nothing"),
     "no state": ("conv", lambda p, s: s.clear(), {}, "average is missing"),
     "no average": ("conv", lambda p, s: [v.pop("average") for v in s.values()], {}, "average is missing"),
     "two counters": ("conv", lambda p, s: next(iter(s.values())).update(counter=np.array(8)), {}, "stored twice, but differ"),

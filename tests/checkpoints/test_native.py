@@ -220,6 +220,6 @@ def test_from_the_hub_reads_these_files(saved, model, monkeypatch):
 
     monkeypatch.setattr("perceivers.checkpoints.native.hf_hub_download", download)
     again = Perceiver.from_pretrained("someone/digits", revision="v1")
-    assert asked == [("someone/digits", "config.json", "v1"), ("someone/digits", "model.safetensors", "v1")]
+    assert asked == [("someone/digits", name, "v1") for name in ("config.json", "model.safetensors", "preprocessing.json")]
     x = torch.randn(2, 1, 6, 5)
     assert torch.equal(again(x), model(x))

@@ -11,14 +11,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+from perceivers._kernel import INSTRUCTION_SETS, description, instruction_set
+from perceivers._kernel import library as _library
+
 MAX_AXES, MAX_CONTENT = 8, 16
 CONTENT_TYPES = {torch.bfloat16: 1, torch.float16: 2}  # 0 is the type of all other arrays
 FORWARD, BACKWARD, BACKWARD_INPUTS = range(3)
@@ -37,19 +38,6 @@ class _Call(ctypes.Structure):
         ("threads", ctypes.c_int64),
         ("team", ctypes.c_void_p),
     ]
-
-
-@cache
-def _library() -> ctypes.CDLL | str:
-    """The kernel, or why there is none."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_separable{suffix}")
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError as error:
-                return f"{path.name} does not load: {error}"
-    return "it was not built: there was no C compiler when perceivers was installed"
 
 
 _LOADED_IN = os.getpid()
@@ -74,29 +62,6 @@ def _gomp() -> int | None:
 def _team() -> int | None:
     """PyTorch's own threads, which spin for a while after each operation; a forked child has none of them."""
     return _gomp() if os.getpid() == _LOADED_IN else None
-
-
-def instruction_set() -> str | None:
-    """The path the kernel takes, or `None` where there is no kernel."""
-    library = _library()
-    forced = os.environ.get("PERCEIVERS_INSTRUCTION_SET")
-    if isinstance(library, str) or forced == "none":
-        return None
-    found = library.perceivers_instruction_sets()
-    available = [name for bit, name in enumerate(INSTRUCTION_SETS) if found >> bit & 1]
-    if forced is not None and forced not in available:
-        raise ValueError(
-            f"PERCEIVERS_INSTRUCTION_SET={forced!r} must be none or one of {', '.join(available)} on this machine"
-        )
-    return forced or available[-1]
-
-
-def description() -> str:
-    """What is used, and why, in words."""
-    library, name = _library(), instruction_set()
-    if isinstance(library, str):
-        return f"separable uses PyTorch: no C kernel, {library}"
-    return f"separable uses its C kernel, {name}" if name else "separable uses PyTorch: PERCEIVERS_INSTRUCTION_SET=none"
 
 
 def why_not(content: Tensor, dtype: torch.dtype, index: Tensor | None) -> str | None:

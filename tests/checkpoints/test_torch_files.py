@@ -1,0 +1,154 @@
+"""Files of torch.save, read without PyTorch's reader: the same tensors."""
+
+import sys
+import threading
+import types
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from perceivers.checkpoints.native import without_storage
+from perceivers.checkpoints.torch_files import Record, contents
+from perceivers.checkpoints.translate import read_weights
+
+
+@pytest.fixture(params=["zip", "before 1.6"])
+def save(request, tmp_path):
+    def save(state):
+        torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=request.param == "zip")
+        return tmp_path / "model.pt"
+
+    return save
+
+
+def assert_same(got, wanted):
+    assert list(got) == list(wanted)
+    for name, tensor in wanted.items():
+        assert got[name].dtype == tensor.dtype
+        assert torch.equal(got[name], tensor), name
+        assert got[name].is_contiguous()
+        assert not got[name].requires_grad
+
+
+def test_every_type(save):
+    types = ("float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool").split()
+    state = {name: (5 * torch.randn(3, 4)).to(getattr(torch, name)) for name in types}
+    assert_same(read_weights(save(state)), state)
+
+
+def test_views_and_shared_tensors(save):
+    base = torch.randn(6, 5)
+    state = {
+        "whole": base,
+        "again": base,
+        "turned": base.t(),
+        "part": base[1:4, ::2],
+        "scalar": base[0, 0],
+        "axes": base[None],
+    }
+    got = read_weights(save(state))
+    assert_same(got, state)
+    assert got["again"] is got["whole"]
+
+
+def test_state_dicts_and_what_training_loops_write(save):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model(torch.randn(5, 3)).sum().backward()
+    optimiser = torch.optim.Adam(model.parameters())
+    optimiser.step()
+    state = model.state_dict()
+    rest = {
+        "epoch": 3,
+        "settings": {"lr": 0.1, "names": ["a", None, True], "dtype": torch.float32, "size": torch.Size([2, 3])},
+    }
+    for written in (state, dict(model.named_parameters()), {"state_dict": state, **rest}):
+        assert_same(read_weights(save(written)), written.get("state_dict", written))
+    assert_same(read_weights(save({"model": state, "optimizer": optimiser.state_dict(), **rest})), state)
+
+
+def test_parameters_with_attributes(save):
+    parameter, tensor = nn.Parameter(torch.randn(3)), torch.randn(4)
+    parameter.mine, tensor.mine = "a", [1]
+    assert_same(read_weights(save({"a": parameter, "b": tensor})), {"a": parameter, "b": tensor})
+
+
+def test_settings_beside_the_weights(tmp_path, monkeypatch):
+    """Objects of perceiver-io become records; their classes are not looked for, nor made."""
+    module = types.ModuleType("perceiver.model")
+    monkeypatch.setitem(sys.modules, "perceiver", types.ModuleType("perceiver"))
+    monkeypatch.setitem(sys.modules, "perceiver.model", module)
+
+    class Config:
+        def __init__(self):
+            self.heads, self.inner = 4, [1, 2]
+
+    Config.__module__, Config.__qualname__, module.Config = "perceiver.model", "Config", Config
+    state = {"a": torch.arange(3.0)}
+    more = {"device": torch.device("cuda", 1), "some": defaultdict(list, {"x": [1]})}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"config": Config(), **more}}, path)
+    monkeypatch.delitem(sys.modules, "perceiver.model")
+    monkeypatch.delitem(sys.modules, "perceiver")
+    assert_same(read_weights(path), state)
+    found = contents(path)["hyper_parameters"]
+    assert isinstance(found["config"], Record)
+    assert vars(found["config"]) == {"arguments": (), "heads": 4, "inner": [1, 2]}
+    assert found["device"].arguments == ("cuda", 1)
+    assert found["some"] == {"x": [1]}
+
+
+def test_what_is_not_read(save, tmp_path):
+    for state, message in (
+        ([torch.zeros(2)], "no tensors under names"),
+        ({"a": 1}, "no tensors under names"),
+        ({1: torch.zeros(2)}, "no tensors under names"),
+        ({"a": torch.zeros(0)}, "is empty"),
+        ({"a": torch.zeros(1).expand(1000)}, "more numbers than are stored"),
+        ({"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.complex64)}, "damaged"),
+        ({"a": torch.device("cpu")}, "no tensors under names"),
+        ({"a": Path("x")}, "calls pathlib"),
+        (nn.Linear(2, 2), "damaged"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_weights(save(state))
+    file = tmp_path / "other.pt"
+    torch.save({"a": torch.zeros(2)}, tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt") as old, zipfile.ZipFile(file, "w") as new:
+        for entry in old.namelist():
+            new.writestr(entry, "big" if entry.endswith("byteorder") else old.read(entry))
+    with pytest.raises(ValueError, match="not in the order of bytes of this machine, little"):
+        read_weights(file)
+
+
+def test_flipped_numbers_are_found(tmp_path):
+    """An archive has checksums."""
+    torch.save({"a": torch.arange(100.0)}, tmp_path / "model.pt")
+    whole = (tmp_path / "model.pt").read_bytes()
+    place = whole.index(torch.arange(100.0).numpy().tobytes()) + 200
+    (tmp_path / "model.pt").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match="Bad CRC-32"):
+        read_weights(tmp_path / "model.pt")
+
+
+def test_models_that_a_file_is_too_small_for():
+    def layers(count):
+        return nn.ModuleList(nn.Linear(2, 2) for _ in range(count))
+
+    assert len(without_storage(lambda: layers(10), 20, "file").state_dict()) == 20
+    with pytest.raises(ValueError, match="file: the configuration is of a model with many more tensors than the 20"):
+        without_storage(lambda: layers(10**9), 20, "file")
+    assert len(layers(100)) == 100  # afterwards there is no limit
+
+    def make():
+        others = threading.Thread(target=lambda: done.append(len(layers(1000))))
+        others.start()
+        others.join()
+        return layers(1)
+
+    done: list[int] = []
+    without_storage(make, 2, "file")  # what other threads make does not count
+    assert done == [1000]

@@ -1,0 +1,110 @@
+"""`perceivers info`: at once, without PyTorch; and what it says of a model."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from inputs.cases import CASES
+
+from perceivers import Perceiver, PerceiverIO, create_model, info, outputs
+from perceivers.__main__ import main
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
+
+SMALL = {"num_latent_tokens": 4, "dim": 8, "heads": 2, "num_latent_transformers_in_layers": [1]}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info"], [], ["info", "--help"]], ids=str)
+def test_answers_at_once(arguments):
+    """PyTorch is not imported, which is what takes seconds; the limit is ten times what this takes on an idle machine."""
+    code = (
+        "import sys; from perceivers.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'transformers', 'huggingface_hub'} & sys.modules.keys(), sys.modules.keys()"
+    )
+    start = time.perf_counter()
+    said = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
+    assert time.perf_counter() - start < 2
+    assert "perceivers" in said
+
+
+def test_what_is_told_without_pytorch_is_so():
+    assert tuple(IMPLEMENTATIONS) == info.IMPLEMENTATIONS
+    assert info.here()[-1].endswith(native.description())
+    assert f"torch {torch.__version__}" in info.here()
+
+
+def test_graphics_cards(tmp_path):
+    assert info.graphics_cards(tmp_path / "none") == []
+    for bus, name in (("0000:01:00.0", "NVIDIA H100 80GB HBM3"), ("0000:02:00.0", "NVIDIA A10")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 16\nBus Location: \t {bus}\n")
+    assert info.graphics_cards(tmp_path) == ["NVIDIA H100 80GB HBM3", "NVIDIA A10"]
+
+
+def test_a_perceiver(tmp_path, capsys):
+    model = create_model("perceiver_imagenet_fourier_tiny").bfloat16()
+    model.preprocessing = {"kind": "Pictures", "labels": [f"digit {i}" for i in range(10)], "size": [32, 32]}
+    model.save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        f"{tmp_path}: perceivers",
+        "Perceiver",
+        "  layers_indice: [0, 1]",
+        "published as: perceiver_imagenet_fourier_tiny",
+        "parameters: 83,678",
+        "memory of the weights: 0.2 MB, bfloat16; a pass needs more, which grows with the batch",
+        f"FLOPs of one sample, [3, 32, 32]: {model.flops():,}, with dense cross-attention",
+        "  > dense: costs were measured in float32, and this is half precision",
+        "labels: 10: digit 0, digit 1, digit 2, digit 3, digit 4, digit 5, digit 6, digit 7 and 2 more",
+        "  size: [32, 32]",
+    ):
+        assert line in said.splitlines(), line
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_kind_of_input(kind, tmp_path):
+    case = CASES[kind]
+    model = PerceiverIO(inputs=case.module(), outputs=outputs.LearnedQueries(dim=8, num_channels=3), **SMALL)
+    model.save_pretrained(tmp_path)
+    said = "\n".join(info.of(str(tmp_path)))
+    assert f"parameters: {sum(p.numel() for p in model.parameters()):,}\n" in said
+    assert f"\n    kind: {type(model.inputs).__name__}\n" in said
+    if "FLOPs: they depend on the sample" not in said:
+        assert int(re.search(r"FLOPs of one sample, .*: ([\d,]+),", said)[1].replace(",", "")) > 0
+        assert "\n  > " in said
+    else:
+        assert type(model.inputs).__name__ in ("Points", "Events", "TimeSeries", "Features", "Multimodal")
+
+
+def test_a_sample_that_is_too_large_is_not_made(tmp_path):
+    Perceiver(data_shape=[3, 1_000_000, 1_000_000], resolution=224, num_bands=2, layers_indice=[0], **SMALL).save_pretrained(
+        tmp_path
+    )
+    said = "\n".join(info.of(str(tmp_path)))
+    assert "FLOPs of one sample, [3, 1000000, 1000000]: " in said
+    assert "cross-attention of one sample" not in said
+
+
+def test_what_a_file_does_not_tell(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["info", "--max-freq", "10"])  # of what?
+    assert "unrecognized arguments: --max-freq" in capsys.readouterr().err
+    assert main(["info", str(tmp_path)]) == 2
+    assert "has no config.json" in capsys.readouterr().err
+
+
+def test_other_formats(tmp_path, capsys):
+    peer = pytest.importorskip("perceiver_pytorch")
+    theirs = peer.Perceiver(num_freq_bands=6, depth=2, max_freq=10.0, num_latents=16, latent_dim=32, num_classes=10)
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    assert main(["info", str(tmp_path / "model.pt"), "--max-freq", "10"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path / 'model.pt'}: perceiver-pytorch\n")
+    assert "  resolution: [10, 10]\n" in said
+    assert main(["info", str(tmp_path / "model.pt")]) == 2
+    assert "max_freq is missing" in capsys.readouterr().err
