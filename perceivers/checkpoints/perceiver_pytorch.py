@@ -8,6 +8,7 @@ Its `Perceiver` with `fourier_encode_data=False` reads features, so here it is a
 its output.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.translate import counterpart, differences, in_their_order, translated, write_weights
+from perceivers.checkpoints.translate import (
+    by_start,
+    counterpart,
+    differences,
+    in_their_order,
+    translated,
+    write_weights,
+)
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
@@ -182,12 +190,12 @@ def load(
     base = None if frequency_base == "linear" else frequency_base
     make = _maker(kind, theirs, lists, frequency_base=base, data_shape=data_shape)
     for name in [name for name in state if name.endswith("fn.to_kv.weight")]:
-        rows, keys, values = state.pop(name), name.replace("to_kv", "to_k"), name.replace("to_kv", "to_v")
-        state[keys], state[values] = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        half, rows = shape(name)[0] // 2, state.pop(name)
+        state[name.replace("to_kv", "to_k")], state[name.replace("to_kv", "to_v")] = rows[:half], rows[half:]
     table: dict[str, str] = {}
-    for ours, name in _pairs(kind, lists, single, fourier):
-        if table.setdefault(ours, name) != name:  # a use of weights that were used before
-            state = {n: tensor for n, tensor in state.items() if n.rpartition(".")[0] != name}
+    # What is left of uses of weights that were used before is not read again.
+    again = {name for ours, name in _pairs(kind, lists, single, fourier) if table.setdefault(ours, name) != name}
+    state = {n: tensor for n, tensor in state.items() if n.rpartition(".")[0] not in again}
     return translated(state, make, partial(counterpart, table), orders=_orders(theirs, lists), source=source)
 
 
@@ -359,27 +367,25 @@ def _blocks(single: bool, counts: Sequence[int]) -> list[tuple[Block, list[Block
 
 def _ids(state: Mapping[str, Tensor], blocks: Sequence[Block]) -> list[int]:
     """A number for each block, the same for blocks with equal weights."""
-    ids: list[int] = []
-    unique: list[dict[tuple[int, str], Tensor]] = []
-    for block in blocks:
-        part = {(i, n[len(start) :]): w for i, start in enumerate(block) for n, w in state.items() if n.startswith(start)}
-        for u, other in enumerate(unique):
-            if part.keys() == other.keys() and all(
-                w.dtype == other[n].dtype and torch.equal(w, other[n]) for n, w in part.items()
-            ):
-                ids.append(u)
-                break
-        else:
-            ids.append(len(unique))
-            unique.append(part)
-    return ids
+    places = {start.removesuffix("."): (b, half) for b, block in enumerate(blocks) for half, start in enumerate(block)}
+    digests = [hashlib.sha256() for _ in blocks]
+    for name in sorted(state):
+        found = by_start(places, name)
+        if found is not None:
+            start, (b, half) = found
+            tensor = state[name]
+            digests[b].update(f"{half} {name[len(start) :]} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digests[b].update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    unique: dict[bytes, int] = {}
+    return [unique.setdefault(digest.digest(), len(unique)) for digest in digests]
 
 
 def _lists(crosses: Sequence[int], latents: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Our lists of what layers are made of, from the ids of their cross-attentions and latent transformers."""
-    stacks = list(dict.fromkeys(map(tuple, latents)))
+    stacks: dict[tuple[int, ...], int] = {}
+    uses = [stacks.setdefault(tuple(ids), len(stacks)) for ids in latents]
     if sum(map(len, stacks)) == len({i for stack in stacks for i in stack}):
-        lists = crosses, [stacks.index(tuple(ids)) for ids in latents], [len(stack) for stack in stacks]
+        lists = crosses, uses, [len(stack) for stack in stacks]
     else:  # shared inside a stack: each latent transformer is a layer
         alone = [cross for first, ids in zip(crosses, latents, strict=True) for cross in (first, *[None] * (len(ids) - 1))]
         flat = [i for ids in latents for i in ids]
