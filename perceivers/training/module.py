@@ -1,5 +1,6 @@
 """What is trained: a model with its loss, optimiser, schedule and metric, as a `LightningModule`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelF1Score
 from torchmetrics.regression import MeanAbsoluteError
 
@@ -52,6 +53,8 @@ class Trained(LightningModule):
         self.optimizer_settings = {"name": optimizer, "lr": lr, "betas": betas, "weight_decay": weight_decay}
         self.schedule = one_of("schedule", schedule, SCHEDULES)
         self.warm_up, self.seed = a_probability("warm_up", warm_up), seed
+        self.mean_loss = MeanMetric()  # of samples, whatever their shares of batches and processes
+        self.losses = (0.0, 0)  # sum and number, of the steps of this epoch
         torch.manual_seed(seed_of(seed))
 
     def set_network(self, network: PerceiverIO) -> None:
@@ -59,23 +62,51 @@ class Trained(LightningModule):
         self.network = network
         make_optimizer(model=network, **self.optimizer_settings)
 
+    def configure_model(self) -> None:
+        """Shares the weights out over processes (FSDP2) where the strategy is made for it; called by Lightning."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh, encoder = self.device_mesh["data_parallel"], self.network.encoder
+        for block in (*encoder.cross_attentions, *(layer for stack in encoder.latent_transformers for layer in stack)):  # pyright: ignore[reportGeneralTypeIssues]
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds what is random in this step."""
+        if batch_idx == 0:
+            self.losses = (0.0, 0)
         torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def checked(self, loss: Tensor) -> Tensor:
-        """Logs and returns the loss of a batch to train on.
+        """Returns the loss of a batch to train on, and logs the mean of the epoch so far.
 
         Raises:
             FloatingPointError: If it is not a number.
         """
-        if not torch.isfinite(loss):
+        value = loss.item()
+        if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step}: lower --model.lr, or look for values"
+                f"the loss is {value} at step {self.global_step}: lower --model.lr, or look for values"
                 " that are no numbers; the last checkpoint is kept"
             )
-        self.log("train_loss", loss, prog_bar=True)
+        self.losses = (self.losses[0] + value, self.losses[1] + 1)
+        self.log("train_loss", self.losses[0] / self.losses[1], prog_bar=True, sync_dist=True)
         return loss
+
+    def log_loss(self, stage: str, loss: Tensor, count: int) -> None:
+        """Logs the mean loss of `count` samples that are not trained on."""
+        self.mean_loss(loss, count)
+        self.log(f"{stage}_loss", self.mean_loss, prog_bar=True, batch_size=count)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the mean of the epoch so far."""
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it up."""
+        self.losses = checkpoint["losses"]
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule by steps."""
@@ -177,7 +208,7 @@ class Training(Trained):
         x, mask, targets = batch
         outputs = self.network(x, mask)
         count = len(targets)
-        self.log(f"{stage}_loss", self.loss(outputs, targets), prog_bar=True, batch_size=count, sync_dist=True)
+        self.log_loss(stage, self.loss(outputs, targets), count)
         if self.task == "regression":  # in the units of the targets
             std = torch.tensor(self.preprocessing.target_std, device=outputs.device)
             outputs, targets = outputs * std, targets * std

@@ -84,6 +84,11 @@ class Pretraining(Trained):
                 channels = group.content.shape[1]
         return {"kind": "LearnedQueries", "num_queries": group.num_inputs, "dim": dim, "num_channels": channels}
 
+    def configure_model(self) -> None:
+        """Says that FSDP2 is not for pretraining, which calls the parts of the model one by one."""
+        if self.device_mesh is not None:
+            raise ValueError("trainer.strategy=fsdp2 is for fitting: pretrain with ddp")
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the loss of what was hidden."""
         seed = seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank, 1)
@@ -91,8 +96,7 @@ class Pretraining(Trained):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the loss; what is hidden is the same every time."""
-        loss = self.loss(batch, seed_of(self.seed, batch_idx))
-        self.log("val_loss", loss, prog_bar=True, batch_size=_size(batch[0]), sync_dist=True)
+        self.log_loss("val", self.loss(batch, seed_of(self.seed, batch_idx)), _size(batch[0]))
 
     def loss(self, batch: Any, seed: int) -> Tensor:
         """Hides inputs of a batch, and compares what the model says of them with what they are."""

@@ -114,7 +114,8 @@ def predict(arguments: list[str]) -> int:
     classes = preprocessing.task == "classification"
     rows, failed = [], 0
     model.to(chosen.device)
-    for name, values in tqdm(results(model, preprocessing, records, chosen.batch_size), total=len(records), unit="sample"):
+    found = results(model, preprocessing, records, chosen.batch_size)
+    for name, values in tqdm(found, total=len(records), unit="sample", disable=None, leave=False):
         if isinstance(values, str):
             failed += 1
             tqdm.write(f"{name}: {values}", file=sys.stderr)
@@ -150,7 +151,7 @@ def explain(arguments: list[str]) -> int:
     model, preprocessing = load(chosen.model)
     records = list(records_of(chosen.files, preprocessing))
     model.to(chosen.device)
-    for name, record in tqdm(records[: chosen.most], unit="sample"):
+    for name, record in tqdm(records[: chosen.most], unit="sample", disable=None, leave=False):
         path = chosen.output / f"explain-{re.sub(r'[^0-9A-Za-z_-]+', '-', Path(name).name)}.png"
         _draw(model, preprocessing, name, record, chosen.layer, path)
         tqdm.write(str(path), file=sys.stdout)
@@ -172,7 +173,11 @@ def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: A
     maps, axes = group.flatten(1), group.shape[1:]
     values = next(iter(results(model, preprocessing, [(name, record)])))[1]
     together = maps.mean(0)
-    chosen = (maps - together).square().sum(1).topk(min(3, len(maps))).indices.tolist()
+    chosen: list[int] = []
+    distance = (maps - together).square().sum(1)
+    for _ in range(min(3, len(maps))):  # each as far as can be from all before it
+        chosen.append(int(distance.argmax()))
+        distance = distance.minimum((maps - maps[chosen[-1]]).square().sum(1))
     shown = [("all latents", together), *((f"latent {i}", maps[i]) for i in chosen)]
     figure = Figure(figsize=(2.6 * (1 + len(shown)), 2.9), layout="constrained")
     FigureCanvasAgg(figure)

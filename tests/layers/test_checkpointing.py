@@ -8,7 +8,13 @@ import torch
 
 from perceivers import Perceiver, PerceiverIO, inputs, outputs
 
-SIZES = {"num_latent_tokens": 6, "dim": 16, "heads": 2, "layers_indice": [0, 1, 1], "num_latent_transformers_in_layers": [2, 2]}
+SIZES = {
+    "num_latent_tokens": 6,
+    "dim": 16,
+    "heads": 2,
+    "layers_indice": [0, 1, 1],
+    "num_latent_transformers_in_layers": [2, 2],
+}
 
 
 def perceiver(**settings):
@@ -30,7 +36,9 @@ def gradients(model, x, mask=None):
 
 
 @pytest.mark.parametrize("make", [perceiver, perceiver_io])
-@pytest.mark.parametrize("settings", [{}, {"ff_dropout": 0.2, "attention_dropout": 0.1}, {"attention_implementation": "dense"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ff_dropout": 0.2, "attention_dropout": 0.1}, {"attention_implementation": "dense"}]
+)
 def test_the_same_gradients(make, settings):
     model = make(**settings)
     for parameter in model.parameters():
