@@ -15,10 +15,10 @@ from torchmetrics.regression import MeanAbsoluteError
 from perceivers import losses
 from perceivers._checks import a_probability, one_of
 from perceivers.perceiver_io import PerceiverIO
-from perceivers.training.augment import augmented
+from perceivers.training.augment import augmented, changes_of
 from perceivers.training.data import seed_of
 from perceivers.training.optim import SCHEDULES, learning_rate_factor, make_optimizer
-from perceivers.training.preprocessing import Preprocessing
+from perceivers.training.preprocessing import Preprocessing, Videos
 
 METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae", "pretraining": "loss"}
 # What of a pretrained model is not taken over.
@@ -122,7 +122,8 @@ class Training(Trained):
     """A `PerceiverIO` in training.
 
     Args:
-        network: Arguments of `PerceiverIO`; what is not given is chosen for the data, see `suggest`.
+        network: Arguments of `PerceiverIO`, also one by one, such as --model.network.dim 64; what is not given is chosen
+            for the data, see `suggest`.
         preprocessing: The description of the data, see `perceivers.training.preprocessing`.
         start: Folder of a pretrained model whose inputs and encoder are begun with, see `Pretraining`; `None` for none.
         optimizer: "adamw" or "lamb".
@@ -132,11 +133,13 @@ class Training(Trained):
         schedule: "cosine", "flat_cosine", "steps" or "constant"; see `learning_rate_factor`.
         warm_up: Share of the steps in which the learning rate rises.
         label_smoothing: Part of the probability that goes to all classes evenly.
-        pictures: Augmentation of pictures: "none", "light", "flip" or "randaugment", see `augmented`.
-        time_spans: Spans of sound that are left out, see `augmented`.
-        mixup: See `augmented`.
-        cutmix: See `augmented`.
+        pictures: Augmentation of pictures and videos: "none", or several of "light" (turned, moved and scaled a little),
+            "flip", "crop" and "randaugment" with "+" between, such as crop+flip+randaugment.
+        time_spans: Spans of a tenth of a sound that are left out.
+        mixup: Parameter of the Beta distribution that two samples are mixed by; 0 for none.
+        cutmix: The same for rectangles put into another picture.
         compile: Whether to run the model through `torch.compile`.
+        activation_checkpointing: Whether to save memory for time, see `PerceiverIO.set_activation_checkpointing`.
         seed: Seed of the weights and of all that is random in a step.
 
     Raises:
@@ -161,10 +164,13 @@ class Training(Trained):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         compile: bool = False,
+        activation_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(preprocessing, optimizer, lr, betas, weight_decay, schedule, warm_up, seed)
         self.label_smoothing = label_smoothing
+        if "randaugment" in changes_of(pictures) and isinstance(self.preprocessing, Videos):
+            raise ValueError(f"pictures={pictures!r}: randaugment is for pictures only, videos take light, flip and crop")
         self.augmentation = {"pictures": pictures, "time_spans": time_spans, "mixup": mixup, "cutmix": cutmix}
         pretrained = None if start is None else PerceiverIO.from_pretrained(start)
         given = {} if pretrained is None else {key: value for key, value in pretrained.config.items() if key not in NEW}
@@ -172,6 +178,7 @@ class Training(Trained):
         if pretrained is not None:
             self.network.inputs.load_state_dict(pretrained.inputs.state_dict())
             self.network.encoder.load_state_dict(pretrained.encoder.state_dict())
+        self.network.set_activation_checkpointing(activation_checkpointing)
         if compile:
             self.network.compile()
         self.task, classes = self.preprocessing.task, len(self.preprocessing.labels)

@@ -9,7 +9,7 @@ import io
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -151,6 +151,79 @@ class Pictures(Preprocessing):
             "num_bands": bands,
             "resolution": counts,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos(Preprocessing):
+    """Video files: frames evenly spaced over the clip, each resized and cut as a picture; a short clip repeats frames.
+
+    Attributes:
+        size: Height and width, in pixels.
+        num_frames: Frames that the model sees.
+    """
+
+    size: list[int]
+    num_frames: int
+
+    def __call__(self, record: Any) -> Sample:
+        """Reads a file: a path, its bytes, or a dict with either. Returns `[3, num_frames, height, width]` in [-1, 1]."""
+        from PIL import Image, ImageOps
+
+        height, width = self.size
+        frames: list[np.ndarray] = []
+        step = 1  # frames between those that are kept: a long clip needs no more memory than a short one
+        for i, image in enumerate(decoded(record)):
+            if i % step == 0:
+                fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
+                frames.append(np.asarray(fitted))
+            if len(frames) > 4 * self.num_frames:
+                frames, step = frames[::2], 2 * step
+        chosen = np.linspace(0, len(frames) - 1, self.num_frames).round().astype(int)
+        values = torch.from_numpy(np.stack([frames[i] for i in chosen])).float() / 127.5 - 1
+        return values.movedim(-1, 0).contiguous(), None
+
+    def example(self) -> Sample:
+        """Zeros."""
+        return torch.zeros(3, self.num_frames, *self.size), None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Patches of 2 frames and of pixels that leave at most 16 x 16; every frame or pixel where sizes are odd."""
+        patch = 1 << max(1, math.ceil(math.log2(max(self.size) / 16)))
+        while patch > 1 and any(n % patch for n in self.size):
+            patch //= 2
+        patches = [2 - self.num_frames % 2, patch, patch]
+        counts = [n // p for n, p in zip([self.num_frames, *self.size], patches, strict=True)]
+        return {
+            "kind": "Patches",
+            "data_shape": [3, self.num_frames, *self.size],
+            "patch_size": patches,
+            "num_bands": max(2, min(32, max(counts) // 2)),
+            "resolution": [max(2, n) for n in counts],
+        }
+
+
+def decoded(record: Any) -> Iterator[Any]:
+    """Yields the frames of a video file as pictures of Pillow.
+
+    Raises:
+        ValueError: If it cannot be read, or has no frame.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError("videos are decoded by the package av: pip install av") from error
+
+    source, name = _source(record)
+    empty = True
+    try:
+        with av.open(source) as container:
+            for frame in container.decode(video=0):
+                empty = False
+                yield frame.to_image()
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise ValueError(f"{name} is damaged or no video ({error}): remove or replace it") from error
+    if empty:
+        raise ValueError(f"{name} has no frames: remove or replace it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from perceivers.training.data import seed_of
 from perceivers.training.module import Trained, suggest
 from perceivers.training.preprocessing import Table, Text, collate
 
-# Shares that others found good: of patches in masked autoencoders; of bytes more than BERT's 0.15, as nothing stands for them.
-HIDDEN = {"Pictures": 0.75, "Sounds": 0.75, "Arrays": 0.75, "Text": 0.3, "Table": 0.3}
+# Shares that others found good: of patches in masked autoencoders of pictures, of videos (Tong et al., 2022); of bytes more than BERT's 0.15, as nothing stands for them.
+HIDDEN = {"Pictures": 0.75, "Videos": 0.9, "Sounds": 0.75, "Arrays": 0.75, "Text": 0.3, "Table": 0.3}
 
 
 class Pretraining(Trained):
@@ -32,7 +32,7 @@ class Pretraining(Trained):
     Args:
         network: Arguments of `PerceiverIO`; what is not given is chosen for the data, see `suggest`.
         preprocessing: The description of the data, see `perceivers.training.preprocessing`.
-        hidden: Share of the inputs that is left out; `None` for 0.75, or 0.3 of bytes and columns.
+        hidden: Share of the inputs that is left out; `None` for 0.75, 0.9 of video, or 0.3 of bytes and columns.
         optimizer: See `Training`, and so for all that follow.
         lr: Highest learning rate.
         betas: Decay of the optimiser's averages.

@@ -1,19 +1,21 @@
-"""What lies at a path: pictures, sounds, texts, a table or arrays, and what is to be learned from them.
+"""What lies at a path: pictures, sounds, videos, texts, a table or arrays, and what is to be learned from them.
 
 The rules, in order; what was chosen is said in `Recognised.facts`:
 
 - The name of a set that `perceivers data prepare` fetched is that set.
 - `hub:NAME` is a data set on the hub, a folder with `dataset_info.json` or `dataset_dict.json` one saved by `datasets`.
-- A folder with `x.npy` and `y.npy` is arrays, mapped into memory; an `.npz` file with `x` and `y` likewise, or with
-  `x_train`, `y_train`, `x_test`, `y_test`.
+- A folder with `x.npy` and `y.npy` is arrays, an `.npz` file with `x` and `y` likewise, or with `x_train`, `y_train`,
+  `x_test`, `y_test`. What is not compressed and larger than 64 MB is mapped into memory, not read.
 - `.csv`, `.tsv`, `.parquet`, `.json` and `.jsonl` are tables. Their target is the column "label", "target", "class" or "y",
   else the last; a column "text" makes them texts.
-- Any other folder holds a folder a class, of pictures, of sounds or of `.txt` files, the most frequent of these; above them
+- Any other folder holds a folder a class, of pictures, of sounds, of videos or of `.txt` files, the most frequent of these; above them
   may be folders "train", "validation" (or "val", "valid", "dev") and "test".
 - Targets that are names, truth values, or whole numbers with at most 20 values are classes, other numbers regression; several
   targets that are only 0 and 1 are labels of which any number may be there.
 """
 
+import struct
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +28,15 @@ from perceivers.training.sets import SETS, cache
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
-MEDIA = {"Pictures": PICTURES, "Sounds": SOUNDS, "Text": {".txt"}}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+MEDIA = {"Pictures": PICTURES, "Sounds": SOUNDS, "Videos": VIDEOS, "Text": {".txt"}}
 TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 TARGETS = ("label", "target", "class", "y")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLITS["test"] = "test"
 PRETRAINING = "pretraining"
 PIECE = 256  # characters of a file of text that is pretrained on
+MAPPED = 64 << 20  # bytes from which an array is mapped
 FEW = 20  # whole numbers with more values than this are no classes
 
 
@@ -49,7 +53,7 @@ class Recognised:
     """What was found.
 
     Attributes:
-        kind: "Pictures", "Sounds", "Text", "Table" or "Arrays".
+        kind: "Pictures", "Sounds", "Videos", "Text", "Table" or "Arrays".
         splits: "train", and "validation" and "test" where they are given.
         task: "classification", "multi_label" or "regression".
         labels: Names of classes, labels or numbers.
@@ -85,19 +89,23 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
     if not place.exists():
         raise ValueError(f"PATH {path}: there is no such file or folder{_prepared(path)}")
     if place.is_file():
-        if place.suffix == ".npz":
+        if place.suffix in (".npz", ".npy"):
             try:
-                with np.load(place, allow_pickle=False) as arrays:
-                    return _from_arrays({name: arrays[name] for name in arrays.files}, path, task)
-            except (OSError, ValueError, EOFError, KeyError) as error:
-                raise ValueError(f"PATH {path}: {error}") from error
+                arrays = read_npz(place) if place.suffix == ".npz" else {"x": np.load(place, "r", allow_pickle=False)}
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, struct.error) as error:
+                raise ValueError(f"PATH {path} is damaged or holds no arrays of numbers: {error}") from error
+            return _from_arrays(arrays, path, task)
         if place.suffix in TABLES:
             return _from_datasets(read_table(place), target, task)
         if place.suffix == ".txt" and task == PRETRAINING:
             text = place.read_text(encoding="utf-8")
             pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
             return _checked("Text", {"train": Split(pieces, None)}, task, [], f"pieces of {path}")
-        raise ValueError(f"PATH {path}: {place.suffix or 'a file without a suffix'} is none of .npz, {', '.join(TABLES)}")
+        known = ", ".join((".npz", *TABLES))
+        raise ValueError(
+            f"PATH {path}: {place.suffix or 'a file without a suffix'} is none of {known}; pictures, sounds, videos and texts lie in"
+            " a folder, in it a folder for each class"
+        )
     if (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
         return _from_datasets(load_from_disk(str(place)), target, task)
     if (place / "x.npy").exists():
@@ -126,6 +134,31 @@ def read_table(path: Path) -> Any:
         raise ValueError(f"PATH {path}: it cannot be read as a table: {error.__cause__ or error}") from error
 
 
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an `.npz` file; large ones that are not compressed are mapped.
+
+    Raises:
+        ValueError: If it is damaged, or would have to run code.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        arrays = {}
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
+                with archive.open(member) as one:
+                    arrays[name] = np.lib.format.read_array(one, allow_pickle=False)
+                continue
+            file.seek(member.header_offset + 26)  # the lengths of what stands before the array
+            file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = header(file)
+            if dtype.hasobject:
+                raise ValueError(f"{name} holds objects: save arrays of numbers")
+            arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+    return arrays
+
+
 def _from_folders(place: Path, task: str | None) -> Recognised:
     tops = {SPLITS[folder.name]: folder for folder in sorted(place.iterdir()) if folder.is_dir() and folder.name in SPLITS}
     folders = tops if "train" in tops else {"train": place}
@@ -134,7 +167,9 @@ def _from_folders(place: Path, task: str | None) -> Recognised:
     kind = max(counts, key=lambda name: counts[name])
     if not counts[kind]:
         shown = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in seen.most_common(5)) or "nothing"
-        raise ValueError(f"PATH {place}: no pictures, sounds or .txt files in it, only {shown}; see perceivers fit --help")
+        raise ValueError(
+            f"PATH {place}: no pictures, sounds, videos or .txt files in it, only {shown}; see perceivers fit --help"
+        )
     if task == PRETRAINING:
         suffixes = MEDIA[kind]
         found = {n: sorted(one for one in top.rglob("*") if one.suffix.lower() in suffixes) for n, top in folders.items()}
@@ -157,20 +192,21 @@ def _from_folders(place: Path, task: str | None) -> Recognised:
 
 
 def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognised:
-    from datasets import Audio, ClassLabel, Dataset, Image
+    from datasets import Audio, ClassLabel, Dataset, Image, Video
 
     parts: Mapping[str, Any] = {"train": found} if isinstance(found, Dataset) else found
     parts = {SPLITS[str(name)]: part for name, part in parts.items() if str(name) in SPLITS}
     if "train" not in parts:
         raise ValueError(f"PATH: the data set has the parts {sorted(map(str, found))}, but no 'train'")
     features = parts["train"].features
-    media = [name for name, feature in features.items() if isinstance(feature, Image | Audio)]
+    kinds = {Image: "Pictures", Audio: "Sounds", Video: "Videos"}
+    media = [name for name, feature in features.items() if type(feature) in kinds]
     names = _target_columns(features, target, media, task)
     columns = [name for name in features if name not in names]
     kind, column = "Table", None
     if media:
         column = media[0]
-        kind = "Pictures" if isinstance(features[column], Image) else "Sounds"
+        kind = kinds[type(features[column])]
         decoder = type(features[column])(decode=False)
         parts = {name: part.cast_column(column, decoder) for name, part in parts.items()}
     elif "text" in columns:

@@ -17,9 +17,16 @@ from tqdm import tqdm
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.files import replacing
 from perceivers.training.preprocessing import PREPROCESSING, Preprocessing, collate
-from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, Rows, read_table
+from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
 
-SUFFIXES = {"Pictures": PICTURES, "Sounds": SOUNDS, "Text": {".txt"}, "Table": {*TABLES, ".npz"}, "Arrays": {".npz", ".npy"}}
+SUFFIXES = {
+    "Pictures": PICTURES,
+    "Sounds": SOUNDS,
+    "Videos": VIDEOS,
+    "Text": {".txt"},
+    "Table": {*TABLES, ".npz"},
+    "Arrays": {".npz", ".npy"},
+}
 
 
 def load(folder: str | Path) -> tuple[PerceiverIO, Preprocessing]:
@@ -57,11 +64,21 @@ def records_of(files: Sequence[str], preprocessing: Preprocessing) -> Iterator[t
             elif suffix not in suffixes:
                 raise ValueError(f"FILES {file}: the model reads {kind.lower()}, {sorted(suffixes)}")
             elif suffix in (".npz", ".npy"):
-                x = np.load(file, allow_pickle=False)
-                x = x if isinstance(x, np.ndarray) else x["x"]
+                x = _array(file)
                 yield from ((f"{file}:{i}", row) for i, row in enumerate(Rows(x) if kind == "Table" else x))
             else:
                 yield str(file), file
+
+
+def _array(file: Path) -> np.ndarray:
+    try:
+        arrays = read_npz(file) if file.suffix.lower() == ".npz" else {"x": np.load(file, "r", allow_pickle=False)}
+    except Exception as error:  # of many kinds, by what is damaged
+        raise ValueError(f"FILES {file} is damaged or holds no arrays of numbers: {error}") from error
+    name = next((name for name in ("x", "x_test") if name in arrays), None)
+    if name is None:
+        raise ValueError(f"FILES {file}: it has {sorted(arrays)}, but no x: save x [n, ...]")
+    return arrays[name]
 
 
 @torch.inference_mode()
@@ -183,6 +200,9 @@ def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: A
     FigureCanvasAgg(figure)
     figure.suptitle(f"{Path(name).name}: {_words(preprocessing, [float(v) for v in values], 3)}", fontsize=9)  # pyright: ignore
     panels = figure.subplots(1, 1 + len(shown))
+    if isinstance(x, Tensor) and x.ndim == 5:  # of a video, the frame in the middle, and where is looked at in all frames
+        x, axes = x[:, :, x.shape[2] // 2], axes[1:]
+        shown = [(title, one.unflatten(0, (-1, axes.numel())).sum(0)) for title, one in shown]
     if isinstance(x, Tensor) and x.ndim == 4:
         picture = x[0, :3].movedim(0, -1).cpu()
         low, high = picture.min(), picture.max()
