@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from perceivers.training.preprocessing import (
     Arrays,
     Pictures,
+    Points,
     Preprocessing,
     Sounds,
     Table,
@@ -303,6 +304,8 @@ def choose(
             ]
             longest = max(len(text.encode()) for text in texts)
             return Text(**common, max_length=max(1, min(longest, 1024)) if max_length is None else max_length)
+        case "Points":
+            return Points(**common, num_axes=int(next(records).shape[1]))
         case "Table":
             return _choose_table(split.records, rows, common)
         case _:

@@ -337,6 +337,35 @@ class Arrays(Preprocessing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Points(Preprocessing):
+    """Clouds of points, `[n, A]`: moved so that their middle is 0, and scaled so that the farthest lies at a distance of 1.
+
+    Attributes:
+        num_axes: Coordinates of a point, A.
+    """
+
+    num_axes: int
+
+    def __call__(self, record: Any) -> Sample:
+        """Takes one array. Returns `[A, n]`."""
+        x = torch.from_numpy(np.array(record, dtype=np.float32))
+        if x.ndim != 2 or x.shape[1] != self.num_axes or not len(x):
+            raise ValueError(f"a cloud of points has shape {list(x.shape)}, but [n, {self.num_axes}] is needed")
+        if not x.isfinite().all():
+            raise ValueError("a cloud of points holds values that are no numbers (NaN or infinity): remove or replace them")
+        x = x - (x.amin(0) + x.amax(0)) / 2
+        return (x / x.norm(dim=1).max().clamp_min(1e-12)).mT.contiguous(), None
+
+    def example(self) -> Sample:
+        """One point."""
+        return torch.zeros(self.num_axes, 1), None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Fourier features of each point's coordinates."""
+        return {"kind": "Points", "num_axes": self.num_axes, "resolution": 64, "num_bands": 16}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table(Preprocessing):
     """Rows of a table: numbers standardised, categories by their names, what is missing or unknown left out.
 

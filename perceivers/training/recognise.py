@@ -1,15 +1,17 @@
-"""What lies at a path: pictures, sounds, videos, texts, a table or arrays, and what is to be learned from them.
+"""What lies at a path: pictures, sounds, videos, texts, a table, points or arrays, and what is to be learned from them.
 
 The rules, in order; what was chosen is said in `Recognised.facts`:
 
 - The name of a set that `perceivers data prepare` fetched is that set.
 - `hub:NAME` is a data set on the hub, a folder with `dataset_info.json` or `dataset_dict.json` one saved by `datasets`.
 - A folder with `x.npy` and `y.npy` is arrays, an `.npz` file with `x` and `y` likewise, or with `x_train`, `y_train`,
-  `x_test`, `y_test`. What is not compressed and larger than 64 MB is mapped into memory, not read.
+  `x_test`, `y_test`; clouds of points [n, m, 2 or 3] are named `points`, `points_train` and so on, not x. What is not
+  compressed and larger than 64 MB is mapped into memory, not read. A single `.npy` file can be pretrained on.
 - `.csv`, `.tsv`, `.parquet`, `.json` and `.jsonl` are tables. Their target is the column "label", "target", "class" or "y",
-  else the last; a column "text" makes them texts.
-- Any other folder holds a folder a class, of pictures, of sounds, of videos or of `.txt` files, the most frequent of these; above them
-  may be folders "train", "validation" (or "val", "valid", "dev") and "test".
+  else the last; a column "text" makes them texts; a column "split" of "train", "validation" and "test" says which rows are
+  what.
+- Any other folder holds a folder a class, of pictures, of sounds, of videos or of `.txt` files, the most frequent of these;
+  above them may be folders "train", "validation" (or "val", "valid", "dev") and "test".
 - Targets that are names, truth values, or whole numbers with at most 20 values are classes, other numbers regression; several
   targets that are only 0 and 1 are labels of which any number may be there.
 """
@@ -53,7 +55,7 @@ class Recognised:
     """What was found.
 
     Attributes:
-        kind: "Pictures", "Sounds", "Videos", "Text", "Table" or "Arrays".
+        kind: "Pictures", "Sounds", "Videos", "Text", "Table", "Points" or "Arrays".
         splits: "train", and "validation" and "test" where they are given.
         task: "classification", "multi_label" or "regression".
         labels: Names of classes, labels or numbers.
@@ -103,13 +105,14 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
             return _checked("Text", {"train": Split(pieces, None)}, task, [], f"pieces of {path}")
         known = ", ".join((".npz", *TABLES))
         raise ValueError(
-            f"PATH {path}: {place.suffix or 'a file without a suffix'} is none of {known}; pictures, sounds, videos and texts lie in"
-            " a folder, in it a folder for each class"
+            f"PATH {path}: {place.suffix or 'a file without a suffix'} is none of {known}; pictures, sounds, videos and"
+            " texts lie in a folder, in it a folder for each class"
         )
     if (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
         return _from_datasets(load_from_disk(str(place)), target, task)
-    if (place / "x.npy").exists():
-        names = ("x", "y", "x_train", "y_train", "x_validation", "y_validation", "x_test", "y_test")
+    if any((place / f"{name}.npy").exists() for name in ("x", "x_train", "points", "points_train")):
+        parts = ("", "_train", "_validation", "_test")
+        names = [f"{name}{part}" for name in ("x", "points", "y") for part in parts]
         found = {name: place / f"{name}.npy" for name in names if (place / f"{name}.npy").exists()}
         return _from_arrays({name: np.load(file, mmap_mode="r") for name, file in found.items()}, path, task)
     return _from_folders(place, task)
@@ -194,7 +197,7 @@ def _from_folders(place: Path, task: str | None) -> Recognised:
 def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognised:
     from datasets import Audio, ClassLabel, Dataset, Image, Video
 
-    parts: Mapping[str, Any] = {"train": found} if isinstance(found, Dataset) else found
+    parts: Mapping[str, Any] = _by_column(found) if isinstance(found, Dataset) else found
     parts = {SPLITS[str(name)]: part for name, part in parts.items() if str(name) in SPLITS}
     if "train" not in parts:
         raise ValueError(f"PATH: the data set has the parts {sorted(map(str, found))}, but no 'train'")
@@ -229,6 +232,15 @@ def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognis
         task, labels, targets = _targets(names, raw, task)
     splits = {name: Split(_Column(part, column, columns), targets[name]) for name, part in parts.items()}
     return _checked(kind, splits, task, labels, "target " + ", ".join(names))
+
+
+def _by_column(table: Any) -> dict[str, Any]:
+    """The parts of a table that a column "split" names; the whole table to train where there is no such column."""
+    names = table["split"][:] if "split" in table.features else []
+    if "train" not in names or not {str(name) for name in names} <= SPLITS.keys():
+        return {"train": table}
+    rest = table.remove_columns("split")
+    return {name: rest.select([i for i, own in enumerate(names) if own == name]) for name in sorted(set(names))}
 
 
 def _target_columns(features: Mapping[str, Any], target: str | None, media: list[str], task: str | None) -> list[str]:
@@ -273,6 +285,13 @@ def _targets(names: list[str], raw: Mapping[str, list[list[Any]]], task: str | N
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], path: str, task: str | None) -> Recognised:
+    clouds = any(name.startswith("points") for name in arrays)
+    if clouds:
+        arrays = {name.replace("points", "x", 1): array for name, array in arrays.items()}
+        if task == PRETRAINING:
+            raise ValueError(
+                f"PATH {path}: pretraining of clouds of points is not there: give pictures, sounds, arrays or others"
+            )
     names = ("x_train", "y_train") if "x_train" in arrays else ("x", "y")
     needed = names[:1] if task == PRETRAINING else names
     if missing := [name for name in needed if name not in arrays]:
@@ -300,7 +319,9 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], path: str, task: str | None) 
     if task != PRETRAINING:
         columns = ["y"] if len(wide["train"]) == 1 else [f"y{i}" for i in range(len(wide["train"]))]
         task, labels, targets = _targets(columns, wide, task)
-    kind = "Table" if splits["train"].ndim == 2 and splits["train"].shape[1] <= 256 else "Arrays"
+    if clouds and (splits["train"].ndim != 3 or splits["train"].shape[2] not in (2, 3)):
+        raise ValueError(f"PATH {path}: points have shape {list(splits['train'].shape)}, but [n, m, 2 or 3] is needed")
+    kind = "Points" if clouds else "Table" if splits["train"].ndim == 2 and splits["train"].shape[1] <= 256 else "Arrays"
     records: Mapping[str, Any] = {name: Rows(x) if kind == "Table" else x for name, x in splits.items()}
     shape = list(splits["train"].shape[1:])
     return _checked(kind, {n: Split(records[n], targets[n]) for n in records}, task, labels, f"arrays of shape {shape}")

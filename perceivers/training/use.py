@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.files import replacing
-from perceivers.training.preprocessing import PREPROCESSING, Preprocessing, collate
+from perceivers.training.preprocessing import PREPROCESSING, Points, Preprocessing, collate
 from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
 
 SUFFIXES = {
@@ -75,7 +75,7 @@ def _array(file: Path) -> np.ndarray:
         arrays = read_npz(file) if file.suffix.lower() == ".npz" else {"x": np.load(file, "r", allow_pickle=False)}
     except Exception as error:  # of many kinds, by what is damaged
         raise ValueError(f"FILES {file} is damaged or holds no arrays of numbers: {error}") from error
-    name = next((name for name in ("x", "x_test") if name in arrays), None)
+    name = next((name for name in ("x", "points", "x_test", "points_test") if name in arrays), None)
     if name is None:
         raise ValueError(f"FILES {file}: it has {sorted(arrays)}, but no x: save x [n, ...]")
     return arrays[name]
@@ -211,6 +211,16 @@ def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: A
             panel.imshow(one.reshape(axes).numpy(), cmap="magma")
             panel.set_title(title, fontsize=8)
         for panel in panels:
+            panel.axis("off")
+    elif isinstance(preprocessing, Points):
+        assert isinstance(x, Tensor)
+        across, up = x[0, :2].cpu().numpy()
+        panels[0].scatter(across, up, s=2, c="grey")
+        for panel, (title, one) in zip(panels[1:], shown, strict=True):
+            panel.scatter(across, up, s=4, c=one.numpy(), cmap="magma")
+            panel.set_title(title, fontsize=8)
+        for panel in panels:
+            panel.set_aspect("equal")
             panel.axis("off")
     else:
         columns = [*getattr(preprocessing, "numeric", []), *getattr(preprocessing, "categorical", {})]

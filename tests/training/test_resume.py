@@ -371,7 +371,7 @@ sys.exit(main(arguments))
 
 @pytest.mark.parametrize("stride", [200, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_dies_while_it_saves(stride, whole, tmp_path):
-    """A process really dies at the k-th write, sync or rename of a checkpoint, half a write done; each state is gone on with."""
+    """A process really dies at the k-th write (half of it done), sync or rename; each state that it leaves is gone on with."""
     command = [sys.executable, "-c", DRIVER, str(tmp_path / "run"), str(stride), "fit", str(whole / "digits")]
     done = subprocess.run([*command, f"--output={tmp_path / 'run'}", *OPTIONS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
