@@ -70,6 +70,16 @@ def videos(folder: Path, count: int = 16) -> Path:
     return folder
 
 
+def points(path: Path, count: int = 40) -> Path:
+    """Clouds of 32 points, of balls and of boxes of any size and place."""
+    generator = np.random.default_rng(0)
+    clouds = generator.uniform(-1, 1, (count, 32, 3))
+    clouds[::2] /= np.linalg.norm(clouds[::2], axis=-1, keepdims=True)
+    scale, place = generator.uniform(0.5, 5, (count, 1, 1)), generator.uniform(-9, 9, (count, 1, 3))
+    np.savez(path, points=clouds * scale + place, y=np.where(np.arange(count) % 2, "box", "ball"))
+    return path
+
+
 def wines(path: Path) -> Path:
     """A table of wines, of three growers whose names are the column "class"; one value is missing."""
     wine = load_wine()

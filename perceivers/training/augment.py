@@ -102,7 +102,7 @@ def _changed(name: str, x: Tensor) -> Tensor:
 
 
 @cache
-def _change(name: str, *size: int) -> Callable[[Tensor], Tensor]:
+def _change(name: str, height: int = 0, width: int = 0) -> Callable[[Tensor], Tensor]:
     from kornia import augmentation
 
     match name:
@@ -111,7 +111,7 @@ def _change(name: str, *size: int) -> Callable[[Tensor], Tensor]:
         case "flip":
             return augmentation.RandomHorizontalFlip()
         case "crop":
-            return augmentation.RandomResizedCrop(size, (0.08, 1.0), (3 / 4, 4 / 3), p=1.0)
+            return augmentation.RandomResizedCrop((height, width), (0.08, 1.0), (3 / 4, 4 / 3), p=1.0)
         case _:
             return augmentation.auto.RandAugment(2, 10)
 

@@ -99,12 +99,22 @@ class ShuffledBatches(Sampler[list[int]]):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.world_size]
 
 
-class ResumableLoader(DataLoader):
+class Loader(DataLoader):
+    """A loader whose workers' errors are as those of the process itself."""
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            yield from super().__iter__()
+        except ValueError as error:  # of a worker, behind its whole traceback
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+
+
+class ResumableLoader(Loader):
     """A loader that knows how many batches were taken from it, and goes on from there."""
 
     batch_sampler: ShuffledBatches
 
-    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():
             self.batch_sampler.consumed += 1
             yield batch
@@ -233,7 +243,7 @@ class PathData(LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         rows = range(rank, len(examples), world)
         batches = [list(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
-        return DataLoader(examples, batch_sampler=batches, num_workers=self.num_workers, collate_fn=batch_of)  # pyright: ignore
+        return Loader(examples, batch_sampler=batches, num_workers=self.num_workers, collate_fn=batch_of)  # pyright: ignore
 
 
 def split_rows(found: Recognised, validation: float, seed: int) -> dict[str, np.ndarray]:

@@ -210,17 +210,18 @@ def decoded(record: Any) -> Iterator[Any]:
     """
     try:
         import av
+        import av.error
     except ImportError as error:
         raise ValueError("videos are decoded by the package av: pip install av") from error
 
     source, name = _source(record)
     empty = True
     try:
-        with av.open(source) as container:
-            for frame in container.decode(video=0):
+        with av.open(source, "r") as container:
+            for frame in container.decode(video=0):  # pyright: ignore[reportAttributeAccessIssue]
                 empty = False
                 yield frame.to_image()
-    except (av.FFmpegError, OSError, IndexError) as error:
+    except (av.error.FFmpegError, OSError, IndexError) as error:
         raise ValueError(f"{name} is damaged or no video ({error}): remove or replace it") from error
     if empty:
         raise ValueError(f"{name} has no frames: remove or replace it")

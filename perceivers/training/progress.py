@@ -35,12 +35,14 @@ class Progress(ProgressBar):
         done = trainer.current_epoch * self.batches + trainer.fit_loop.epoch_loop.batch_progress.current.completed
         self.bar = tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True, leave=False)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: D102
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.bar is None:
             return
         self.bar.set_description_str(f"epoch {trainer.current_epoch + 1}{self.epochs}", refresh=False)
         self.bar.set_postfix_str(_words(trainer.progress_bar_metrics), refresh=False)
-        self.bar.update(trainer.current_epoch * self.batches + args[-1] + 1 - self.bar.n)
+        self.bar.update(trainer.current_epoch * self.batches + batch_idx + 1 - self.bar.n)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self.bar is not None and not trainer.sanity_checking:

@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -297,7 +298,10 @@ def fit(arguments: list[str], command_name: str = "fit") -> int:
     if not any(one.split("=")[0] == "--output" for one in rest) and resume is None:
         rest.append(f"--output={_new_folder(path or 'run')}")
     _quietly()
-    command = Command(rest, Pretraining if pretrain else Training)
+    try:
+        command = Command(rest, Pretraining if pretrain else Training)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     module, data, trainer = command.model, command.datamodule, command.trainer
     folder = Path(command.config.output)
     if resume is None and (folder / LAST).exists():
@@ -323,6 +327,10 @@ def fit(arguments: list[str], command_name: str = "fit") -> int:
             trainer.fit(module, data, ckpt_path=None if resume is None else str(resume / LAST), weights_only=True)
         except (KeyboardInterrupt, SystemExit):
             status, stopped = 130, "interrupted"
+        except Exception:
+            if trainer.is_global_zero and (folder / LAST).exists():
+                print(f"stopped by an error; what was trained up to the last checkpoint is kept: {again}", file=sys.stderr)
+            raise
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if trainer.is_global_zero and (folder / LAST).exists():
             draw_curves(folder)

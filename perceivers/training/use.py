@@ -26,6 +26,7 @@ SUFFIXES = {
     "Text": {".txt"},
     "Table": {*TABLES, ".npz"},
     "Arrays": {".npz", ".npy"},
+    "Points": {".npz", ".npy"},
 }
 
 
