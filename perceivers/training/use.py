@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.files import replacing
-from perceivers.training.preprocessing import PREPROCESSING, Points, Preprocessing, collate
+from perceivers.training.preprocessing import PREPROCESSING, Points, Preprocessing, Sounds, collate
 from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
 
 SUFFIXES = {
@@ -169,8 +169,14 @@ def explain(arguments: list[str]) -> int:
     model, preprocessing = load(chosen.model)
     records = list(records_of(chosen.files, preprocessing))
     model.to(chosen.device)
+    drawn: set[Path] = set()
     for name, record in tqdm(records[: chosen.most], unit="sample", disable=None, leave=False):
-        path = chosen.output / f"explain-{re.sub(r'[^0-9A-Za-z_-]+', '-', Path(name).name)}.png"
+        stem = re.sub(r"[^0-9A-Za-z_-]+", "-", Path(name).name)
+        path, number = chosen.output / f"explain-{stem}.png", 1
+        while path in drawn:  # of the same name in another folder
+            number += 1
+            path = chosen.output / f"explain-{stem}-{number}.png"
+        drawn.add(path)
         _draw(model, preprocessing, name, record, chosen.layer, path)
         tqdm.write(str(path), file=sys.stdout)
     if len(records) > chosen.most:
@@ -225,15 +231,19 @@ def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: A
             panel.axis("off")
     else:
         columns = [*getattr(preprocessing, "numeric", []), *getattr(preprocessing, "categorical", {})]
+        # Of sound the axis is time; else places, one a bar.
+        length = preprocessing.num_samples / preprocessing.sample_rate if isinstance(preprocessing, Sounds) else len(together)
         if isinstance(x, Tensor):
-            panels[0].plot(x[0].reshape(-1, x.shape[-1])[0].float().cpu().numpy(), linewidth=0.6)
+            series = x[0].reshape(-1, x.shape[-1])[0].float().cpu().numpy()
+            panels[0].plot(np.linspace(0, length, len(series)), series, linewidth=0.6)
+            panels[0].set_xlabel("seconds" if isinstance(preprocessing, Sounds) else "place", fontsize=7)
         else:
             panels[0].axis("off")
             panels[0].text(0, 1, "\n".join(f"{c}: {record[c]}" for c in columns[:20]), va="top", fontsize=6)
         for panel, (title, one) in zip(panels[1:], shown, strict=True):
-            panel.bar(range(len(one)), one.numpy(), width=1.0)
+            panel.bar(np.arange(len(one)) * length / len(one), one.numpy(), width=length / len(one), align="edge")
             if columns:
-                panel.set_xticks(range(len(columns)), columns, rotation=90, fontsize=5)
+                panel.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90, fontsize=5)
             panel.set_title(title, fontsize=8)
     with replacing(path) as file:
         figure.savefig(file, dpi=120)
