@@ -204,6 +204,8 @@ def test_a_set_is_fetched_once_and_found_by_its_name(small, capsys):
     assert main(["data", "prepare", "mnist"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path.exists()
+    assert main(["data", "prepare", "mnist", "--folder", str(small.parent / "data")]) == 0
+    assert (small.parent / "data" / "mnist.npz").read_bytes() == path.read_bytes()
     small.unlink()  # so that it cannot be fetched again
     assert main(["data", "prepare", "mnist"]) == 0
     found = recognise("mnist")
