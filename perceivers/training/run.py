@@ -261,11 +261,41 @@ def export(module: Trained, folder: Path) -> None:
     network.save_pretrained(folder)
 
 
+def write_card(module: Trained, data: PathData, folder: Path) -> None:
+    """Writes `README.md`, which says what the model is where others find it."""
+    size = sum(parameter.numel() for parameter in module.network.parameters())
+    train, validation = len(data.rows["train"]), len(data.rows["validation"])
+    labels, task = ", ".join(data.preprocessing.labels[:50]), data.preprocessing.task.replace("_", " ")
+    lines = [
+        "---",
+        "library_name: perceivers",
+        "tags:",
+        "- perceiver",
+        "---",
+        "",
+        f"A Perceiver IO of {size:,} parameters for {data.found.kind.lower()}, {task}{f' ({labels})' if labels else ''}.",
+        f"Trained on {train:,} samples, validated on {validation:,}{_last_line(folder)}.",
+        "",
+        "```bash",
+        "pip install 'perceivers[train]'",
+        "perceivers predict FOLDER FILES..." if labels else "perceivers fit PATH --from FOLDER",
+        "```",
+    ]
+    with replacing(folder / "README.md") as file:
+        file.write(("\n".join(lines) + "\n").encode())
+
+
 def _quietly() -> None:
     """Turns off what Lightning says of itself, of devices that are not there, and of what is meant so here."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     messages = ("Checkpoint directory", ".*does not have many workers", ".*isinstance.treespec, LeafSpec", "The number of tra")
-    for message in (*messages, "FSDP2-wrapped", "You're using the WeightAveraging", "The dirpath has changed"):
+    for message in (
+        *messages,
+        "FSDP2-wrapped",
+        "You're using the WeightAveraging",
+        "The dirpath has changed",
+        ".*could not find the monitored",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 
@@ -335,9 +365,10 @@ def fit(arguments: list[str], command_name: str = "fit") -> int:
         if trainer.is_global_zero and (folder / LAST).exists():
             draw_curves(folder)
             export(module, folder)
+            write_card(module, data, folder)
             print(f"\n{stopped or 'done'}: the model is in {folder}{_last_line(folder)}")
             print(f"use it:  perceivers {f'fit PATH --from {folder}' if pretrain else f'predict {folder} FILES...'}")
-            print(f"go on:   {again}" + ("" if status else f" --trainer.max_epochs {2 * (trainer.max_epochs or 1)}"))
+            print(f"go on:   {again}{'' if status else _longer(trainer)}")
         elif trainer.is_global_zero:
             print(f"\n{stopped or 'done'} before the first checkpoint: nothing was saved")
     finally:
@@ -417,12 +448,25 @@ def _choices(module: Trained, data: PathData, trainer: Trainer, folder: Path) ->
         f"train on {train:,}, validate on {validation:,}{given}",
         f"model: PerceiverIO of {size:,} parameters, {inputs['kind']} inputs, {network.config['num_latent_tokens']} latents"
         f" of width {network.config['dim']}  [--model.network.dim, .num_latent_tokens, ...]",
-        f"{trainer.max_epochs} epochs of {len(data.train_dataloader())} batches of {data.batch_size}"
+        f"{_length(trainer)} epochs of {len(data.train_dataloader())} batches of {data.batch_size}"
         "  [--trainer.max_epochs, --data.batch_size]",
         f"{module.optimizer_settings['name']}, learning rate {module.optimizer_settings['lr']:g}, {module.schedule}"
         "  [--model.optimizer, --model.lr, --model.schedule]",
         f"folder: {folder}  [--output]; everything that was chosen: {folder / CONFIG}; all options: perceivers fit --help",
     ]
+
+
+def _length(trainer: Trainer) -> str:
+    if trainer.max_steps > 0:
+        return f"{trainer.max_steps} steps, in"
+    return str(trainer.max_epochs) if (trainer.max_epochs or -1) > 0 else "any number of"
+
+
+def _longer(trainer: Trainer) -> str:
+    """The option that goes on with a run that came to its end, for as long again."""
+    if trainer.max_steps > 0:
+        return f" --trainer.max_steps {2 * trainer.max_steps}"
+    return f" --trainer.max_epochs {2 * trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
 
 
 def _last_line(folder: Path) -> str:

@@ -221,7 +221,8 @@ def _draw(model: PerceiverIO, preprocessing: Preprocessing, name: str, record: A
             panel.axis("off")
     elif isinstance(preprocessing, Points):
         assert isinstance(x, Tensor)
-        across, up = x[0, :2].cpu().numpy()
+        spread = x[0].amax(1) - x[0].amin(1)
+        across, up = x[0, sorted(spread.topk(2).indices.tolist())].cpu().numpy()  # from the broadest side
         panels[0].scatter(across, up, s=2, c="grey")
         for panel, (title, one) in zip(panels[1:], shown, strict=True):
             panel.scatter(across, up, s=4, c=one.numpy(), cmap="magma")

@@ -88,3 +88,14 @@ def test_every_line(tmp_path, monkeypatch, capsys):
         names = {}
         exec(code, names)
         assert names["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes(recipe, tmp_path, monkeypatch):
+    """Their options are there, and their heads say what they must."""
+    monkeypatch.chdir(tmp_path)
+    material.arrays(Path("digits.npz"))
+    for word in ("# Data: ", "# Command: ", "# Hardware: ", "# Time: ", "# Result: ", f"--config recipes/{recipe.name}"):
+        assert word in recipe.read_text()
+    once = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--model.network.dim=16"]
+    assert main(["fit", "digits.npz", "--config", str(recipe), "--output=run", *once]) == 0

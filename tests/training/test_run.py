@@ -60,6 +60,7 @@ def test_fit_validate_test_predict_explain(kind, capsys):
     for name in (*model, "metrics.csv", "curves.png", "run.yaml", "last.ckpt", "best.ckpt"):
         assert (Path("run") / name).stat().st_size > 0, name
     assert list(Path("run/tensorboard").iterdir())
+    assert f"val_{metric}" in Path("run/README.md").read_text()
     history = rows("run/metrics.csv")
     assert len(history) == 2
     assert {"epoch", "step", "train_loss", "val_loss", f"val_{metric}"} <= history[0].keys()
@@ -275,6 +276,17 @@ def test_several_labels():
     assert "val_f1" in rows("run/metrics.csv")[0]
     assert main(["predict", "run", "many.npz"]) == 0
     assert list(rows("predictions.csv")[0]) == ["file", "y0", "y1"]
+
+
+def test_a_number_of_steps(capsys):
+    material.pictures(Path("digits"))
+    arguments = [option for option in TINY if "epochs" not in option]
+    assert main(["fit", "digits", "--output=run", *arguments, "--trainer.max_steps=5", "--data.batch_size=48"]) == 0
+    said = capsys.readouterr().out
+    assert "5 steps, in epochs of 3 batches of 48" in said
+    assert "perceivers fit --resume run --trainer.max_steps 10" in said
+    assert main(["fit", "--resume", "run", "--trainer.max_steps=10"]) == 0
+    assert torch.load("run/last.ckpt", weights_only=True)["global_step"] == 10
 
 
 def test_folders_are_numbered():
