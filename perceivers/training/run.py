@@ -33,8 +33,8 @@ from perceivers.training.pretrain import Pretraining
 from perceivers.training.progress import Progress
 
 HELP = """\
-perceivers {name} PATH [OPTIONS]            train on what lies at PATH; no option is needed
-perceivers {name} --resume FOLDER           go on with a run that was stopped
+perceivers {name} PATH [OPTIONS]      train on what lies at PATH; no option is needed
+perceivers {name} --resume FOLDER     go on with a run that was stopped
 {more}
 PATH is a folder with a folder a class (of pictures, sounds, videos or .txt files), a .csv, .parquet or .npz file, a set that
 `perceivers data prepare NAME` fetched, or hub:NAME. What was found and chosen is said first, with the option that changes it.
@@ -48,8 +48,8 @@ The options that are wanted most, before all others:
   --trainer.devices N                 GPUs; --trainer.precision bf16-mixed: half the memory
 """
 MORE = {
-    "fit": "perceivers fit PATH --from FOLDER       begin with what `perceivers pretrain` left in FOLDER\n",
-    "pretrain": "perceivers fit PATH --from FOLDER       what comes next, with the FOLDER that this leaves\n",
+    "fit": "perceivers fit PATH --from FOLDER  begin with what `perceivers pretrain` left in FOLDER\n",
+    "pretrain": "perceivers fit PATH --from FOLDER      what comes next, with the FOLDER that this leaves\n",
 }
 CONFIG, LAST, BEST = "run.yaml", "last.ckpt", "best.ckpt"
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 2000, 10, 200  # what is trained where nothing is said
@@ -466,7 +466,8 @@ def _longer(trainer: Trainer) -> str:
     """The option that goes on with a run that came to its end, for as long again."""
     if trainer.max_steps > 0:
         return f" --trainer.max_steps {2 * trainer.max_steps}"
-    return f" --trainer.max_epochs {2 * trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+    epochs = trainer.max_epochs or -1
+    return f" --trainer.max_epochs {2 * epochs}" if epochs > 0 else ""
 
 
 def _last_line(folder: Path) -> str:
