@@ -287,7 +287,8 @@ def write_card(module: Trained, data: PathData, folder: Path) -> None:
 
 def _quietly() -> None:
     """Turns off what Lightning says of itself, of devices that are not there, and of what is meant so here."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     messages = ("Checkpoint directory", ".*does not have many workers", ".*isinstance.treespec, LeafSpec", "The number of tra")
     for message in (
         *messages,

@@ -2,12 +2,15 @@
 
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 pytest.importorskip("lightning", reason="the training extra is not installed")
@@ -24,7 +27,12 @@ def fit(*options, again=False, **environment):
     path, *others = options
     command = [sys.executable, "-m", "perceivers", "fit", path, *([] if again else OPTIONS), *others]
     return subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -73,6 +81,24 @@ def test_two_processes_go_on(strategy, one, tmp_path):
     finish(fit(data, f"--output={tmp_path / 'run'}", *options, "--trainer.max_epochs=1"))
     finish(fit("--resume", str(tmp_path / "run"), "--trainer.max_epochs=2", again=True))
     assert_alike(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes(one, tmp_path):
+    options = [f"--output={tmp_path}", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=40"]
+    process = fit(str(one / "digits"), *options)
+    until = time.monotonic() + 120
+    while not (tmp_path / "metrics.csv").exists():
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] < 40 * 4
+    assert (tmp_path / "model.safetensors").exists()
+    finish(fit("--resume", str(tmp_path), again=True))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 40 * 4
 
 
 def test_what_fsdp2_does_not_do(one, tmp_path, capsys):
