@@ -106,7 +106,7 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
         known = ", ".join((".npz", *TABLES))
         raise ValueError(
             f"PATH {path}: {place.suffix or 'a file without a suffix'} is none of {known}; pictures, sounds, videos and"
-            " texts lie in a folder, in it a folder for each class"
+            " texts lie in a folder, in it a folder for each class; a single .txt file can be pretrained on"
         )
     if (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
         return _from_datasets(load_from_disk(str(place)), target, task)
@@ -128,13 +128,16 @@ def read_table(path: Path) -> Any:
     Raises:
         ValueError: If its format's reader cannot.
     """
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, enable_progress_bars, load_dataset
 
     options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    disable_progress_bars()  # a table is read in seconds
     try:
         return load_dataset(TABLES[path.suffix.lower()], data_files=str(path), split="train", **options)
     except Exception as error:  # of many kinds, by the format's own reader
         raise ValueError(f"PATH {path}: it cannot be read as a table: {error.__cause__ or error}") from error
+    finally:
+        enable_progress_bars()
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -270,7 +273,7 @@ def _targets(names: list[str], raw: Mapping[str, list[list[Any]]], task: str | N
             classes = not numbers or (whole and len(set(columns[0])) <= FEW)
             task = "classification" if classes else "regression"
     if task == "classification":
-        labels = sorted({str(value) for value in columns[0]}, key=(lambda text: (len(text), text)) if numbers else None)
+        labels = sorted({str(value) for value in columns[0]}, key=float if numbers else None)
         places = {label: i for i, label in enumerate(labels)}
         if unknown := {str(value) for values in raw.values() for value in values[0]} - places.keys():
             raise ValueError(
@@ -333,7 +336,7 @@ def _checked(kind: str, splits: Mapping[str, Split], task: str, labels: list[str
     for name, split in splits.items():
         if not len(split.records):
             raise ValueError(f"PATH: {name} is empty: add files or rows, or remove it")
-    sizes = ", ".join(f"{len(split.records):,} {name}" for name, split in splits.items())
+    sizes = ", ".join(f"{len(splits[n].records):,} {n}" for n in ("train", "validation", "test") if n in splits)
     if task == PRETRAINING:
         return Recognised(kind, splits, task, labels, [f"{kind.lower()} ({what}): {sizes}"])
     shown = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")

@@ -268,6 +268,13 @@ def test_a_full_disk_ends_the_run(capsys, monkeypatch):
     assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 
+def test_classes_that_are_numbers_are_in_their_order():
+    np.savez("x.npz", x=np.zeros((6, 2, 9)), y=[10, -1, 2, 10, -1, 2])
+    found = recognise("x.npz")
+    assert found.labels == ["-1", "2", "10"]
+    assert found.splits["train"].targets.tolist() == [2, 0, 1, 2, 0, 1]
+
+
 def test_several_labels():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 2, 12)).astype(np.float32)

@@ -149,7 +149,7 @@ def test_speech(tmp_path):
 
 def test_parts(tmp_path):
     """Points lie on the surfaces, larger ones have more; moulds of a part stay together; what is printed is left out."""
-    plate = "0 Plate\n0 !CATEGORY {}\n1 16 1 0 0 1 0 0 0 1 0 0 0 1 s\\face.dat\n3 16 0 9 0 1 9 0 0 9 1\n"
+    plate = "0 Plate\n0 !CATEGORY {}\n1 16 {}00 0 0 1 0 0 0 1 0 0 0 1 s\\face.dat\n3 16 0 9 0 1 9 0 0 9 1\n"
     files = {
         "ldraw/parts/s/face.dat": b"0 ~face\n4 16 0 0 0 30 0 0 30 0 30 0 0 30\n4 16 cut short\n",
         "ldraw/p/box.dat": b"0 Box\n",
@@ -158,9 +158,9 @@ def test_parts(tmp_path):
         for i in range(30):
             number = i + (100 if category == "Tile" else 200)
             for mould in ("", "a"):
-                files[f"ldraw/parts/{number}{mould}.dat"] = plate.format(category).encode()
+                files[f"ldraw/parts/{number}{mould}.dat"] = plate.format(category, number).encode()
     files["ldraw/parts/300.dat"] = b"0 Brick\n3 16 0 9 0 1 9 0 0 9 1\n"  # alone in its category
-    files["ldraw/parts/101p1.dat"] = plate.format("Tile").replace("0 Plate", "0 Plate with Pattern").encode()
+    files["ldraw/parts/101p1.dat"] = plate.format("Tile", 101).replace("0 Plate", "0 Plate with Pattern").encode()
     found = sets.SETS["ldraw"].read(tar(tmp_path / "a.tgz", files))
     assert sorted(set(found["y_train"])) == ["Plate", "Tile"]
     assert len(found["y_train"]) + len(found["y_test"]) == 120
@@ -170,9 +170,11 @@ def test_parts(tmp_path):
     assert points.shape[1:] == (1024, 3)
     face = points[..., 1] == 0
     assert ((points[..., 1] == 0) | (points[..., 1] == 9)).all()
-    assert points[face][:, 0].min() >= 1
-    assert points[face][:, 0].max() <= 31
     assert face.mean() > 0.99  # 900 of 900.5
+    numbers = {name: np.floor(found[f"points_{name}"].max(1)[:, 0] / 100).astype(int).tolist() for name in ("train", "test")}
+    assert not set(numbers["train"]) & set(numbers["test"])
+    assert sorted(numbers["train"] + numbers["test"]) == sorted([*range(100, 130), *range(200, 230)] * 2)
+    assert points[face][:, 0].max() % 100 <= 30
     again = sets.SETS["ldraw"].read(tmp_path / "a.tgz")
     np.testing.assert_array_equal(again["points_test"], found["points_test"])
 
