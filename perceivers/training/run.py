@@ -155,10 +155,13 @@ class Best(ModelCheckpoint):
 
 
 class MidEpochCheckpoint(ModelCheckpoint):
-    """Saves every few steps, but not at the last of an epoch: after it comes the validation, which must not be missed."""
+    """Saves every few steps, but not at the last of an epoch: after it comes the validation, which must not be missed.
+
+    Nor while gradients add up, which no checkpoint holds.
+    """
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        if not trainer.is_last_batch:
+        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
             super().on_train_batch_end(trainer, *args, **kwargs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102

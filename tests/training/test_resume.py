@@ -95,6 +95,28 @@ def test_killed_at_a_step(step, workers, whole, tmp_path, monkeypatch):
     assert_same(whole, run)
 
 
+@pytest.mark.parametrize("step", [3, 5, 7])
+def test_killed_while_gradients_add_up(step, whole, tmp_path, monkeypatch):
+    """With all else that has a state: LAMB, half precision, recomputed activations, mixed samples."""
+    options = [
+        *OPTIONS,
+        "--every=1",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.precision=bf16-mixed",
+        "--model.mixup=0.3",
+    ]
+    options += ["--model.optimizer=lamb", "--model.activation_checkpointing=true", "--model.pictures=crop+flip+randaugment"]
+    data = str(whole / "digits")
+    assert main(["fit", data, f"--output={tmp_path / 'run'}", *options]) == 0
+    with monkeypatch.context() as patch:
+        killed_at(step, patch)
+        with pytest.raises(Killed):
+            main(["fit", data, f"--output={tmp_path / 'other'}", *options])
+    assert 0 < torch.load(tmp_path / "other" / "last.ckpt", weights_only=True)["global_step"] < STEPS // 2
+    assert main(["fit", "--resume", str(tmp_path / "other")]) == 0
+    assert_same(tmp_path, tmp_path / "other", STEPS // 2)
+
+
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
     """A run of so many epochs that a signal after the first comes while it trains."""
@@ -104,7 +126,7 @@ def long(tmp_path_factory):
     return folder
 
 
-LONG = ["--trainer.max_epochs=12"]
+LONG = ["--trainer.max_epochs=24"]
 
 
 def started(folder, run, *options):
@@ -118,18 +140,25 @@ def started(folder, run, *options):
     return process
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_signals(how, long, tmp_path):
+MOMENTS = [(signal.SIGKILL, 0, 0), (signal.SIGINT, 1, 0)]
+MORE_MOMENTS = [(signal.SIGKILL, seed, 2 * (seed % 2)) for seed in range(2, 10)]
+
+
+@pytest.mark.parametrize(
+    ("how", "seed", "workers"), [*MOMENTS, *(pytest.param(*moment, marks=pytest.mark.slow) for moment in MORE_MOMENTS)]
+)
+def test_signals(how, seed, workers, long, tmp_path):
+    """At random moments of an epoch."""
     run = tmp_path / "run"
-    process = started(long, run)
-    time.sleep(random.Random(how).uniform(0, 0.1))
+    process = started(long, run, f"--data.num_workers={workers}")
+    time.sleep(random.Random(seed).uniform(0, 0.3))
     process.send_signal(how)
     error = process.communicate(timeout=120)[1]
     assert process.returncode == (-how if how == signal.SIGKILL else 130), error
-    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] < 12 * STEPS // 2
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] < 24 * STEPS // 2
     assert not how == signal.SIGINT or (run / "model.safetensors").exists()  # the best so far
     assert main(["fit", "--resume", str(run)]) == 0
-    assert_same(long, run, 12 * STEPS // 2)
+    assert_same(long, run, 24 * STEPS // 2)
 
 
 def test_a_late_interrupt_changes_nothing(whole, tmp_path):

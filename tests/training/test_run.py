@@ -3,6 +3,8 @@
 import csv
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +155,18 @@ def test_precision_and_activation_checkpointing(precision):
     losses = [float(row["val_loss"]) for row in rows("run/metrics.csv")]
     assert losses[-1] < losses[0] < 1
     assert load_file("run/model.safetensors")["encoder.latents"].dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled():
+    """The same curve, and a checkpoint that a run without it goes on from."""
+    material.pictures(Path("digits"))
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        assert main(["fit", "digits", f"--output={name}", *TINY, f"--model.compile={compiled}"]) == 0
+    for one, other in zip(rows("plain/metrics.csv"), rows("compiled/metrics.csv"), strict=True):
+        assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=1e-3)
+    assert main(["fit", "--resume", "compiled", "--model.compile=false", "--trainer.max_epochs=3"]) == 0
 
 
 def test_large_arrays_are_mapped(monkeypatch):
@@ -430,6 +444,9 @@ def test_help_is_quick_and_complete():
         assert command in said
     said = subprocess.run([sys.executable, "-X", "importtime", "-m", "perceivers", "--help"], capture_output=True, text=True)
     assert "| torch\n" not in said.stderr  # so it takes no second
+    before = os.times().children_user
+    subprocess.run([sys.executable, "-m", "perceivers", "fit", "--help"], capture_output=True, check=True)
+    assert os.times().children_user - before < 8
 
 
 def test_what_a_command_needs(capsys):
