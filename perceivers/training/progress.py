@@ -32,7 +32,7 @@ class Progress(ProgressBar):
             most = trainer.max_steps * trainer.accumulate_grad_batches
             total = most if total is None else min(total, most)
         self.epochs = "" if epochs is None else f"/{epochs}"
-        done = trainer.current_epoch * self.batches + trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
         self.bar = tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True, leave=False)
 
     def on_train_batch_end(  # noqa: D102

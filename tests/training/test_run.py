@@ -299,6 +299,28 @@ def test_several_labels():
     assert list(rows("predictions.csv")[0]) == ["file", "y0", "y1"]
 
 
+def test_progress(capsys, monkeypatch):
+    """A line an epoch; in a terminal also a bar to the end of the run, which a resumed run begins where it was."""
+    material.pictures(Path("digits"))
+    options = [option for option in TINY if "bar" not in option]
+    assert main(["fit", "digits", "--output=run", *options, "--data.batch_size=32"]) == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.out.splitlines() if line.startswith("epoch")]
+    history = rows("run/metrics.csv")
+    assert len(lines) == 2
+    for number, (line, row) in enumerate(zip(lines, history, strict=True), 1):
+        assert line.startswith(f"epoch {number}/2  step {row['step']}  train_loss {float(row['train_loss']):.4g}")
+        assert f"val_accuracy {float(row['val_accuracy']):.4g}" in line
+    assert "step/s" not in said.err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["fit", "--resume", "run", "--trainer.max_epochs=4"]) == 0
+    said = capsys.readouterr()
+    frames = [frame for frame in said.err.split("\r") if "step/s" in frame or "s/step" in frame]
+    assert f"{2 * int(history[0]['step'])}/{4 * int(history[0]['step'])}" in frames[0]
+    assert "epoch 3/4" in said.err
+    assert "train_loss" in said.err
+
+
 def test_a_number_of_steps(capsys):
     material.pictures(Path("digits"))
     arguments = [option for option in TINY if "epochs" not in option]
