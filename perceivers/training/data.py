@@ -106,7 +106,7 @@ class Loader(DataLoader):
         try:
             yield from super().__iter__()
         except ValueError as error:  # of a worker, behind its whole traceback
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+            raise ValueError(str(error).strip().rpartition("\n")[2].removeprefix("ValueError: ")) from error
 
 
 class ResumableLoader(Loader):

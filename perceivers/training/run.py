@@ -201,7 +201,8 @@ class Interrupt(Callback):
         return trainer.strategy.reduce_boolean_decision(self.asked, all=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is a second of saving, not to be torn
+        if stage == "fit":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is a second of saving, not to be torn
 
 
 class History(Callback):

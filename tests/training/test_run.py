@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,7 @@ def test_fit_validate_test_predict_explain(kind, capsys):
     assert float(line.split()[1]) == pytest.approx(best, rel=1e-3)
     assert main(["test", "run"]) == 0
     assert f"test_{metric}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     assert main(["predict", "run", *files, "--output=said.csv"]) == 0
     predictions = rows("said.csv")
