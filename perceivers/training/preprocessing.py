@@ -170,16 +170,21 @@ class Videos(Preprocessing):
         from PIL import Image, ImageOps
 
         height, width = self.size
-        frames: list[np.ndarray] = []
-        step = 1  # frames between those that are kept: a long clip needs no more memory than a short one
-        for i, image in enumerate(decoded(record)):
-            if i % step == 0:
-                fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
-                frames.append(np.asarray(fitted))
+        places: list[int] = []
+        frames: list[Any] = []
+        step, last, image = 1, 0, None  # frames between those that are kept: a long clip needs no more memory than a short one
+        for last, image in enumerate(decoded(record)):
+            if last % step == 0:
+                places.append(last)
+                frames.append(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
             if len(frames) > 4 * self.num_frames:
-                frames, step = frames[::2], 2 * step
-        chosen = np.linspace(0, len(frames) - 1, self.num_frames).round().astype(int)
-        values = torch.from_numpy(np.stack([frames[i] for i in chosen])).float() / 127.5 - 1
+                places, frames, step = places[::2], frames[::2], 2 * step
+        if image is not None and places[-1] != last:
+            places.append(last)
+            frames.append(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+        wanted = np.linspace(0, last, self.num_frames)
+        nearest = np.abs(np.array(places) - wanted[:, None]).argmin(1)
+        values = torch.from_numpy(np.stack([np.asarray(frames[i].convert("RGB")) for i in nearest])).float() / 127.5 - 1
         return values.movedim(-1, 0).contiguous(), None
 
     def example(self) -> Sample:

@@ -20,7 +20,7 @@ import training_material as material
 from perceivers import PerceiverIO
 from perceivers.__main__ import main
 from perceivers.training.augment import _changed
-from perceivers.training.preprocessing import Pictures
+from perceivers.training.preprocessing import Pictures, Videos
 from perceivers.training.recognise import recognise
 from training_material import TINY
 
@@ -144,6 +144,26 @@ def test_crops_are_whole_pictures_to_the_model():
         assert changed.shape == video.shape
         torch.testing.assert_close(changed, changed[:, :1, :1].expand_as(changed))
         assert not torch.equal(changed, video)
+
+
+@pytest.mark.parametrize("count", [2, 4, 40, 201])
+def test_frames_are_spread_over_the_clip(count):
+    """However long it is, from its first frame to its last."""
+    import av
+
+    with av.open("clip.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        for t in range(count):  # it becomes brighter
+            grey = np.full((16, 32, 3), 20 + round(215 * t / (count - 1)), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    x, mask = Videos(size=[8, 8], num_frames=4, labels=[], task="")(Path("clip.mp4"))
+    assert x.shape == (3, 4, 8, 8)
+    assert mask is None
+    found = (x.mean((0, 2, 3)) + 1) * 127.5
+    wanted = [20, 20, 235, 235] if count == 2 else [20, 92, 163, 235]
+    np.testing.assert_allclose(found.numpy(), wanted, atol=15)  # of 16 kept frames the nearest
 
 
 OUTPUT = {"kind": "LearnedQueries", "dim": 16, "num_channels": 2}
