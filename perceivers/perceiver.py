@@ -336,6 +336,18 @@ class Perceiver(Pretrained):
         """
         self.encoder.set_attention_implementation(name)
 
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Chooses whether a training step saves memory for time; results, gradients and checkpoints stay the same.
+
+        Args:
+            enabled: Whether each block is computed anew in the backward pass, so that of its activations the latents alone
+                are kept: about a third more time.
+
+        Raises:
+            ValueError: If it is no bool.
+        """
+        self.encoder.set_activation_checkpointing(enabled)
+
     @torch.no_grad()
     def explain(self, x: Tensor, mask: Tensor | None = None) -> str:
         """Tells how cross-attention would be computed for these arrays, and why: a table of what each implementation costs.

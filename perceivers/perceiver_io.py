@@ -297,6 +297,10 @@ class PerceiverIO(Pretrained):
         if self.decoder is not None:
             self.decoder.attention.set_attention_implementation(name)
 
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Chooses whether a training step saves memory for time; see `Perceiver`. The decoder is one block, kept as it is."""
+        self.encoder.set_activation_checkpointing(enabled)
+
     def flops(self, x: Any, mask: Any = None) -> int:
         """Multiplications and additions of matrix products and convolutions for these inputs, with dense cross-attention.
 

@@ -50,6 +50,36 @@ def sounds(folder: Path, count: int = 24) -> Path:
     return folder
 
 
+def videos(folder: Path, count: int = 16) -> Path:
+    """Class folders of squares that move to the left and to the right, 6 to 9 frames of 32 x 32."""
+    import av
+
+    for i in range(count):
+        name, step = (("left", -3), ("right", 3))[i % 2]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with av.open(str(folder / name / f"{i}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuv420p"
+            for t in range(6 + i % 4):
+                picture = np.full((32, 32, 3), 20, np.uint8)
+                left = 12 - step * 3 + step * t
+                picture[8 + i % 8 : 18 + i % 8, max(left, 0) : max(left + 8, 0)] = 230
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    return folder
+
+
+def points(path: Path, count: int = 40) -> Path:
+    """Clouds of 32 points, of balls and of boxes of any size and place."""
+    generator = np.random.default_rng(0)
+    clouds = generator.uniform(-1, 1, (count, 32, 3))
+    clouds[::2] /= np.linalg.norm(clouds[::2], axis=-1, keepdims=True)
+    scale, place = generator.uniform(0.5, 5, (count, 1, 1)), generator.uniform(-9, 9, (count, 1, 3))
+    np.savez(path, points=clouds * scale + place, y=np.where(np.arange(count) % 2, "box", "ball"))
+    return path
+
+
 def wines(path: Path) -> Path:
     """A table of wines, of three growers whose names are the column "class"; one value is missing."""
     wine = load_wine()

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from einops import repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from perceivers._checks import a_list, an_int
+from perceivers._checks import a_bool, a_list, an_int
 from perceivers.layers.block import CrossAttentionBlock, LatentTransformer, block_settings
 from perceivers.ops.tokens import Tokens
 
@@ -73,6 +74,7 @@ class LatentEncoder(nn.Module):
             "num_latent_transformers_in_layers": depths,
             **shared,
         }
+        self.activation_checkpointing = False
         self.latents = nn.Parameter(torch.empty(self.config["num_latent_tokens"], shared["dim"]))
         cross = {"kv_dim": kv_dim, "heads": cross_heads, "query_residual": query_residual, **shared}
         self.cross_attentions = nn.ModuleList(
@@ -98,11 +100,22 @@ class LatentEncoder(nn.Module):
     def forward(self, inputs: Sequence[Tokens]) -> Tensor:
         """Reads token groups, which share one softmax, into latents `[B, N, D]`."""
         latents_BND = self._initial(inputs)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return self._recomputed(latents_BND, inputs)
         caches = {cross: {} for cross in self.config["layers_indice"]}  # layers that share weights share what these make
         for cross, (cross_attention, latent_transformers) in zip(self.config["layers_indice"], self.layers(), strict=True):
             if cross_attention is not None:
                 latents_BND = cross_attention(latents_BND, inputs, caches[cross])
             latents_BND = latent_transformers(latents_BND)
+        return latents_BND
+
+    def _recomputed(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> Tensor:
+        """Keeps the latents between blocks alone; nothing is shared between layers, as it would have to be kept."""
+        for cross_attention, latent_transformers in self.layers():
+            if cross_attention is not None:
+                latents_BND = checkpoint(cross_attention, latents_BND, inputs, use_reentrant=False)
+            for layer in latent_transformers:
+                latents_BND = checkpoint(layer, latents_BND, use_reentrant=False)
         return latents_BND
 
     @torch.no_grad()
@@ -134,6 +147,10 @@ class LatentEncoder(nn.Module):
         """Chooses how every cross-attention is computed."""
         for block in self.cross_attentions:
             cast(CrossAttentionBlock, block).attention.set_attention_implementation(name)
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Chooses whether what the backward pass needs is kept, or computed anew there."""
+        self.activation_checkpointing = a_bool("enabled", enabled)
 
     def flops(self, num_inputs: int) -> int:
         """Multiplications and additions of the matrix products of one sample, with dense cross-attention."""

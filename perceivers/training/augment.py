@@ -4,7 +4,7 @@ Pictures by kornia; sound by leaving out spans of time (SpecAugment, Park et al.
 what is left out costs no accuracy of the rest; mixtures of two samples for anything that is one array.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from perceivers._checks import a_number, an_int, one_of
 
-PICTURES = ("none", "light", "flip", "randaugment")
+PICTURES = ("light", "flip", "crop", "randaugment")
 
 
 def augmented(
@@ -37,8 +37,12 @@ def augmented(
         targets: Classes `[B]`, or labels or numbers `[B, k]`.
         kind: The kind of preprocessing, such as "Pictures".
         classes: Number of classes; 0 where the targets are no classes.
-        pictures: For pictures `[B, C, H, W]` in [-1, 1]: "none"; "light", turned by at most 10 degrees, moved and scaled by a
-            tenth; "flip", that and mirrored left to right; or "randaugment" (Cubuk et al., 2019), two of its changes.
+        pictures: For pictures `[B, C, H, W]` and videos `[B, C, T, H, W]` in [-1, 1], "none" or several with "+" between:
+            "light", turned by at most 10 degrees, moved and scaled by a tenth; "flip", mirrored left to right; "crop", a
+            random part of 8 to 100 % of the area, in a shape of 3:4 to 4:3, resized (Szegedy et al., 2015), whose positions
+            span -1 to 1 as those of a whole picture do: coordinates relative to the crop, without which a Perceiver learns
+            pictures by heart (Jaegle et al., 2021, appendix); "randaugment" (Cubuk et al., 2019), two of its changes,
+            for pictures only. All frames of a video change alike.
         time_spans: For sound, how many spans of a tenth of its length are left out.
         mixup: Parameter of the Beta distribution that two samples are mixed by (Zhang et al., 2017); 0 for none.
         cutmix: The same for rectangles put into another picture (Yun et al., 2019); where both are given, each is used for
@@ -47,11 +51,9 @@ def augmented(
     Returns:
         The same three; targets as probabilities `[B, classes]` where classes were mixed.
     """
-    if kind == "Pictures" and one_of("pictures", pictures, PICTURES) != "none":
-        channels = x.shape[1]
-        x = (x + 1) / 2
-        x = _changes(pictures)(x.expand(-1, 3, -1, -1) if channels == 1 else x).clamp(0, 1) * 2 - 1  # kornia's need colours
-        x = x.mean(1, keepdim=True) if channels == 1 else x
+    if kind in ("Pictures", "Videos"):
+        for name in changes_of(pictures):
+            x = _changed(name, x)
     if kind == "Sounds" and mask is not None:
         mask = _without_spans(mask, an_int("time_spans", time_spans, 0))
     mixed = isinstance(x, Tensor) and x.is_floating_point() and mask is None
@@ -75,17 +77,43 @@ def augmented(
     return x, None, share * targets + (1 - share) * targets[other]
 
 
+def changes_of(pictures: str) -> list[str]:
+    """The names in `pictures`, see `augmented`.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    return [] if pictures == "none" else [one_of("pictures", name, (*PICTURES, "none")) for name in pictures.split("+")]
+
+
+def _changed(name: str, x: Tensor) -> Tensor:
+    shape = x.shape
+    if x.ndim == 5:
+        x = x.flatten(1, 2)  # frames as channels, which all change alike
+    x = (x + 1) / 2
+    if name == "randaugment":  # its changes need colours
+        x = _change(name)(x.expand(-1, 3, -1, -1))
+        x = x.mean(1, keepdim=True) if shape[1] == 1 else x
+    elif name == "crop":
+        x = _change(name, *x.shape[2:])(x)
+    else:
+        x = _change(name)(x)
+    return (x.clamp(0, 1) * 2 - 1).reshape(shape)
+
+
 @cache
-def _changes(pictures: str) -> Callable[[Tensor], Tensor]:
+def _change(name: str, height: int = 0, width: int = 0) -> Callable[[Tensor], Tensor]:
     from kornia import augmentation
 
-    affine = augmentation.RandomAffine(10.0, (0.1, 0.1), (0.9, 1.1), p=1.0)
-    made: Mapping[str, Callable[[], Any]] = {
-        "light": lambda: affine,
-        "flip": lambda: augmentation.AugmentationSequential(affine, augmentation.RandomHorizontalFlip()),
-        "randaugment": lambda: augmentation.auto.RandAugment(2, 10),
-    }
-    return made[pictures]()
+    match name:
+        case "light":
+            return augmentation.RandomAffine(10.0, (0.1, 0.1), (0.9, 1.1), p=1.0)
+        case "flip":
+            return augmentation.RandomHorizontalFlip()
+        case "crop":
+            return augmentation.RandomResizedCrop((height, width), (0.08, 1.0), (3 / 4, 4 / 3), p=1.0)
+        case _:
+            return augmentation.auto.RandAugment(2, 10)
 
 
 def _without_spans(mask: Tensor, spans: int) -> Tensor:

@@ -14,7 +14,19 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perceivers.training.preprocessing import Arrays, Pictures, Preprocessing, Sounds, Table, Text, collate, read_sound
+from perceivers.training.preprocessing import (
+    Arrays,
+    Pictures,
+    Points,
+    Preprocessing,
+    Sounds,
+    Table,
+    Text,
+    Videos,
+    collate,
+    decoded,
+    read_sound,
+)
 from perceivers.training.recognise import Recognised, Split, recognise
 
 FEW_NAMES = 100  # a column with more names, and a name for less than ten rows on average, is left out
@@ -87,12 +99,22 @@ class ShuffledBatches(Sampler[list[int]]):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.world_size]
 
 
-class ResumableLoader(DataLoader):
+class Loader(DataLoader):
+    """A loader whose workers' errors are as those of the process itself."""
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            yield from super().__iter__()
+        except ValueError as error:  # of a worker, behind its whole traceback
+            raise ValueError(str(error).strip().rpartition("\n")[2].removeprefix("ValueError: ")) from error
+
+
+class ResumableLoader(Loader):
     """A loader that knows how many batches were taken from it, and goes on from there."""
 
     batch_sampler: ShuffledBatches
 
-    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():
             self.batch_sampler.consumed += 1
             yield batch
@@ -123,7 +145,8 @@ class PathData(LightningDataModule):
             each class.
         seed: Seed of the split and of the order.
         num_workers: Processes that read data, beside the one that trains.
-        image_size: Side that pictures are resized to, in pixels; `None` for their most frequent one, at most 64.
+        image_size: Side that pictures and frames are resized to, in pixels; `None` for their most frequent one, at most 64.
+        num_frames: Frames of a video that the model sees.
         seconds: Length of sound that the model hears; `None` for that of the longest of a sample of files, at most 10.
         max_length: Bytes of text that the model reads; `None` for the longest of a sample, at most 1024.
         like: The same file of a pretrained model, whose sizes are taken; `None` to choose them.
@@ -141,6 +164,7 @@ class PathData(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         image_size: int | None = None,
+        num_frames: int = 16,
         seconds: float | None = None,
         max_length: int | None = None,
         like: str | None = None,
@@ -156,7 +180,12 @@ class PathData(LightningDataModule):
         self._loader: ResumableLoader | None = None
         self._consumed = 0
         self.rows = split_rows(self.found, validation, seed)
-        sizes = {"image_size": image_size, "seconds": seconds, "max_length": max_length}
+        for name, value in (("image_size", image_size), ("num_frames", num_frames), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1")
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"seconds={seconds!r} must be above 0")
+        sizes = {"image_size": image_size, "num_frames": num_frames, "seconds": seconds, "max_length": max_length}
         if preprocessing is not None:
             self.preprocessing = Preprocessing.load(preprocessing)
         else:
@@ -214,7 +243,7 @@ class PathData(LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         rows = range(rank, len(examples), world)
         batches = [list(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
-        return DataLoader(examples, batch_sampler=batches, num_workers=self.num_workers, collate_fn=batch_of)  # pyright: ignore
+        return Loader(examples, batch_sampler=batches, num_workers=self.num_workers, collate_fn=batch_of)  # pyright: ignore
 
 
 def split_rows(found: Recognised, validation: float, seed: int) -> dict[str, np.ndarray]:
@@ -244,6 +273,7 @@ def choose(
     rows: np.ndarray,
     *,
     image_size: int | None,
+    num_frames: int,
     seconds: float | None,
     max_length: int | None,
     like: Preprocessing | None = None,
@@ -275,12 +305,17 @@ def choose(
             longest = max(len(values) / own for values, own in sounds)
             samples = round((min(longest, 10.0) if seconds is None else seconds) * rate)
             return Sounds(**common, sample_rate=rate, num_samples=max(samples, 2))
+        case "Videos":
+            seen = [next(decoded(record)).size for record in records]
+            return Videos(**common, size=_side(seen, image_size), num_frames=num_frames)
         case "Text":
             texts = [
                 record.read_text("utf-8", "replace") if hasattr(record, "read_text") else str(record) for record in records
             ]
             longest = max(len(text.encode()) for text in texts)
             return Text(**common, max_length=max(1, min(longest, 1024)) if max_length is None else max_length)
+        case "Points":
+            return Points(**common, num_axes=int(next(records).shape[1]))
         case "Table":
             return _choose_table(split.records, rows, common)
         case _:
@@ -302,14 +337,16 @@ def _opened(record: Any) -> tuple[tuple[int, int], str]:
 
 
 def _choose_pictures(seen: list[tuple[tuple[int, int], str]], size: int | None, common: dict[str, Any]) -> Pictures:
-    sizes = [size for size, _ in seen]
-    (width, height) = max(set(sizes), key=lambda one: (sizes.count(one), one))
-    if size is not None:
-        width = height = size
-    elif max(width, height) > 64:
-        width = height = 64
     grey = all(mode in ("1", "L", "I", "I;16", "F") for _, mode in seen)
-    return Pictures(**common, size=[height, width], channels=1 if grey else 3)
+    return Pictures(**common, size=_side([own for own, _ in seen], size), channels=1 if grey else 3)
+
+
+def _side(sizes: list[tuple[int, int]], size: int | None) -> list[int]:
+    """Height and width: as given, or those that are most frequent among `sizes` (width, height), at most 64."""
+    width, height = max(set(sizes), key=lambda one: (sizes.count(one), one))
+    if size is not None:
+        return [size, size]
+    return [64, 64] if max(width, height) > 64 else [height, width]
 
 
 def _choose_table(records: Sequence[Any], rows: np.ndarray, common: dict[str, Any]) -> Table:

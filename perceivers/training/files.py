@@ -2,33 +2,37 @@
 
 import errno
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+TEMPORARY = ".tmp"  # end of the name of a file that is being written
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write; at the end it takes the place of the one at the path, and is on the disk.
 
-    Written beside it under another name, synced, renamed, and the folder synced; a failure leaves the old file.
+    Written beside it under another name, synced, renamed, and the folder synced; a failure leaves the old file. A process
+    that is killed leaves the other name too, see `sweep`.
 
     Raises:
         OSError: If the disk is full, with a message that says so and names the path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if _full(error):
             raise OSError(
                 errno.ENOSPC, f"the disk is full, {path.name} was not written; the one before is kept", str(path)
@@ -39,6 +43,12 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed process left of files that it was writing."""
+    for file in folder.glob(f".*{TEMPORARY}"):
+        file.unlink(missing_ok=True)
 
 
 def _full(error: BaseException | None) -> bool:

@@ -1,5 +1,6 @@
 """What is trained: a model with its loss, optimiser, schedule and metric, as a `LightningModule`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,17 +8,17 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelF1Score
 from torchmetrics.regression import MeanAbsoluteError
 
 from perceivers import losses
 from perceivers._checks import a_probability, one_of
 from perceivers.perceiver_io import PerceiverIO
-from perceivers.training.augment import augmented
+from perceivers.training.augment import augmented, changes_of
 from perceivers.training.data import seed_of
 from perceivers.training.optim import SCHEDULES, learning_rate_factor, make_optimizer
-from perceivers.training.preprocessing import Preprocessing
+from perceivers.training.preprocessing import Preprocessing, Videos
 
 METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae", "pretraining": "loss"}
 # What of a pretrained model is not taken over.
@@ -52,6 +53,8 @@ class Trained(LightningModule):
         self.optimizer_settings = {"name": optimizer, "lr": lr, "betas": betas, "weight_decay": weight_decay}
         self.schedule = one_of("schedule", schedule, SCHEDULES)
         self.warm_up, self.seed = a_probability("warm_up", warm_up), seed
+        self.mean_loss = MeanMetric()  # of samples, whatever their shares of batches and processes
+        self.losses = (0.0, 0)  # sum and number, of the steps of this epoch
         torch.manual_seed(seed_of(seed))
 
     def set_network(self, network: PerceiverIO) -> None:
@@ -59,23 +62,51 @@ class Trained(LightningModule):
         self.network = network
         make_optimizer(model=network, **self.optimizer_settings)
 
+    def configure_model(self) -> None:
+        """Shares the weights out over processes (FSDP2) where the strategy is made for it; called by Lightning."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh, encoder = self.device_mesh["data_parallel"], self.network.encoder
+        for block in (*encoder.cross_attentions, *(layer for stack in encoder.latent_transformers for layer in stack)):  # pyright: ignore[reportGeneralTypeIssues]
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds what is random in this step."""
+        if batch_idx == 0:
+            self.losses = (0.0, 0)
         torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def checked(self, loss: Tensor) -> Tensor:
-        """Logs and returns the loss of a batch to train on.
+        """Returns the loss of a batch to train on, and logs the mean of the epoch so far.
 
         Raises:
             FloatingPointError: If it is not a number.
         """
-        if not torch.isfinite(loss):
+        value = loss.item()
+        if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step}: lower --model.lr, or look for values"
+                f"the loss is {value} at step {self.global_step}: lower --model.lr, or look for values"
                 " that are no numbers; the last checkpoint is kept"
             )
-        self.log("train_loss", loss, prog_bar=True)
+        self.losses = (self.losses[0] + value, self.losses[1] + 1)
+        self.log("train_loss", self.losses[0] / self.losses[1], prog_bar=True, sync_dist=True)
         return loss
+
+    def log_loss(self, stage: str, loss: Tensor, count: int) -> None:
+        """Logs the mean loss of `count` samples that are not trained on."""
+        self.mean_loss(loss, count)
+        self.log(f"{stage}_loss", self.mean_loss, prog_bar=True, batch_size=count)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the mean of the epoch so far."""
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it up."""
+        self.losses = checkpoint["losses"]
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule by steps."""
@@ -91,7 +122,8 @@ class Training(Trained):
     """A `PerceiverIO` in training.
 
     Args:
-        network: Arguments of `PerceiverIO`; what is not given is chosen for the data, see `suggest`.
+        network: Arguments of `PerceiverIO`, also one by one, such as --model.network.dim 64; what is not given is chosen
+            for the data, see `suggest`.
         preprocessing: The description of the data, see `perceivers.training.preprocessing`.
         start: Folder of a pretrained model whose inputs and encoder are begun with, see `Pretraining`; `None` for none.
         optimizer: "adamw" or "lamb".
@@ -101,11 +133,13 @@ class Training(Trained):
         schedule: "cosine", "flat_cosine", "steps" or "constant"; see `learning_rate_factor`.
         warm_up: Share of the steps in which the learning rate rises.
         label_smoothing: Part of the probability that goes to all classes evenly.
-        pictures: Augmentation of pictures: "none", "light", "flip" or "randaugment", see `augmented`.
-        time_spans: Spans of sound that are left out, see `augmented`.
-        mixup: See `augmented`.
-        cutmix: See `augmented`.
+        pictures: Augmentation of pictures and videos: "none", or several of "light" (turned, moved and scaled a little),
+            "flip", "crop" and "randaugment" with "+" between, such as crop+flip+randaugment.
+        time_spans: Spans of a tenth of a sound that are left out.
+        mixup: Parameter of the Beta distribution that two samples are mixed by; 0 for none.
+        cutmix: The same for rectangles put into another picture.
         compile: Whether to run the model through `torch.compile`.
+        activation_checkpointing: Whether to save memory for time, see `PerceiverIO.set_activation_checkpointing`.
         seed: Seed of the weights and of all that is random in a step.
 
     Raises:
@@ -130,10 +164,13 @@ class Training(Trained):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         compile: bool = False,
+        activation_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(preprocessing, optimizer, lr, betas, weight_decay, schedule, warm_up, seed)
         self.label_smoothing = label_smoothing
+        if "randaugment" in changes_of(pictures) and isinstance(self.preprocessing, Videos):
+            raise ValueError(f"pictures={pictures!r}: randaugment is for pictures only, videos take light, flip and crop")
         self.augmentation = {"pictures": pictures, "time_spans": time_spans, "mixup": mixup, "cutmix": cutmix}
         pretrained = None if start is None else PerceiverIO.from_pretrained(start)
         given = {} if pretrained is None else {key: value for key, value in pretrained.config.items() if key not in NEW}
@@ -141,6 +178,7 @@ class Training(Trained):
         if pretrained is not None:
             self.network.inputs.load_state_dict(pretrained.inputs.state_dict())
             self.network.encoder.load_state_dict(pretrained.encoder.state_dict())
+        self.network.set_activation_checkpointing(activation_checkpointing)
         if compile:
             self.network.compile()
         self.task, classes = self.preprocessing.task, len(self.preprocessing.labels)
@@ -177,7 +215,7 @@ class Training(Trained):
         x, mask, targets = batch
         outputs = self.network(x, mask)
         count = len(targets)
-        self.log(f"{stage}_loss", self.loss(outputs, targets), prog_bar=True, batch_size=count, sync_dist=True)
+        self.log_loss(stage, self.loss(outputs, targets), count)
         if self.task == "regression":  # in the units of the targets
             std = torch.tensor(self.preprocessing.target_std, device=outputs.device)
             outputs, targets = outputs * std, targets * std

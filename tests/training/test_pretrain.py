@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.filterwarnings("default")]
 MADE = {
     "pictures": lambda: material.pictures(Path("digits")),
     "sounds": lambda: material.sounds(Path("tones")),
+    "videos": lambda: material.videos(Path("moves")),
     "arrays": lambda: material.arrays(Path("digits.npz")),
     "table": lambda: material.wines(Path("wines.csv")),
     "texts": lambda: material.texts(Path("texts")),

@@ -1,0 +1,107 @@
+"""Activation checkpointing: the same gradients from less memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from perceivers import Perceiver, PerceiverIO, inputs, outputs
+
+SIZES = {
+    "num_latent_tokens": 6,
+    "dim": 16,
+    "heads": 2,
+    "layers_indice": [0, 1, 1],
+    "num_latent_transformers_in_layers": [2, 2],
+}
+
+
+def perceiver(**settings):
+    return Perceiver(data_shape=[2, 5, 4], num_bands=3, num_classes=3, **{**SIZES, **settings})
+
+
+def perceiver_io(**settings):
+    pixels = inputs.Pixels(data_shape=[2, 5, 4], num_bands=2)
+    return PerceiverIO(inputs=pixels, outputs=outputs.LearnedQueries(dim=8, num_channels=3), **{**SIZES, **settings})
+
+
+def gradients(model, x, mask=None):
+    torch.manual_seed(1)  # of dropout
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    said = model(x, mask)
+    said.square().sum().backward()
+    return [said, x.grad, *(parameter.grad for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("make", [perceiver, perceiver_io])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ff_dropout": 0.2, "attention_dropout": 0.1}, {"attention_implementation": "dense"}]
+)
+def test_the_same_gradients(make, settings):
+    model = make(**settings)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, mask = torch.randn(3, 2, 5, 4), torch.rand(3, 5, 4) > 0.2
+    mask = None if settings.get("attention_dropout") else mask
+    wanted = gradients(model, x, mask)
+    model.set_activation_checkpointing(True)
+    found = gradients(model, x, mask)
+    for one, other in zip(wanted, found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+    model.eval()
+    with torch.no_grad():  # nothing is recomputed where nothing is kept
+        said = model(x, mask)
+    torch.testing.assert_close(said, model(x, mask).detach())
+
+
+def kept(model, x):
+    """Bytes that the forward pass keeps for the backward pass."""
+    seen = {}
+
+    def keep(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        said = model(x)
+    said.sum().backward()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(size for place, size in seen.items() if place not in own)
+
+
+def test_less_is_kept():
+    model, x = perceiver_io(num_latent_tokens=64, num_latent_transformers_in_layers=[6, 6]), torch.randn(8, 2, 5, 4)
+    whole = kept(model, x)
+    model.set_activation_checkpointing(True)
+    assert kept(model, x) < whole / 5
+
+
+SCRIPT = """
+import resource, sys, torch
+from perceivers import Perceiver
+model = Perceiver(data_shape=[1, 8, 8], num_bands=2, num_classes=2, num_latent_tokens=256, dim=128, heads=4,
+                  layers_indice=[0], num_latent_transformers_in_layers=[16])
+model.set_activation_checkpointing(sys.argv[1] == "on")
+model(torch.randn(1, 1, 2, 2)).sum().backward()  # what is imported and allocated once
+x = torch.randn(16, 1, 8, 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model(x).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_process_needs_less_memory():
+    pytest.importorskip("resource")
+    off, on = (
+        int(subprocess.run([sys.executable, "-c", SCRIPT, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("off", "on")
+    )
+    assert on < off / 2
+
+
+def test_wrong_use():
+    with pytest.raises(ValueError, match="enabled='yes'"):
+        perceiver().set_activation_checkpointing("yes")
