@@ -95,7 +95,7 @@ def test_autocast(implementation, dtype):
     with torch.autocast("cpu", dtype=dtype):
         out = model(x, mask)
         half_content = model(x.to(dtype), mask)
-        table = model._tokens(x.to(dtype), mask).positions.tables[0]
+        table = model.tokens(x.to(dtype), mask).positions.tables[0]
     assert seen[0] == dtype
     assert table.dtype == torch.float32
     tolerance = 20 * torch.finfo(dtype).eps

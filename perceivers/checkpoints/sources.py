@@ -111,7 +111,9 @@ def _file(source: str | Path, local_files_only: bool, *names: str) -> Path:
         for name in names:
             if (Path(source) / name).is_file():
                 return Path(source) / name
-        raise ValueError(f"{source} has no {' and no '.join(names)}: give a folder that save_pretrained wrote")
+        raise ValueError(
+            f"{source} has no {' and no '.join(names)}: give a folder that save_pretrained or perceivers fit wrote"
+        )
     reason = None
     for name in names:
         try:

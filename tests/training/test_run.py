@@ -135,7 +135,9 @@ def test_crops_are_whole_pictures_to_the_model():
     widths = (cropped[..., -1] - cropped[..., 0]).mean((1, 2)) / 2
     assert widths.min() < 0.5
     assert widths.max() > 0.8
-    model = PerceiverIO(inputs=Pictures(size=[12, 16], channels=1, labels=[], task="").inputs(16), outputs=OUTPUT, dim=16)
+    model = PerceiverIO(
+        inputs=Pictures(size=[12, 16], channels=1, labels=[], task="classification").inputs(16), outputs=OUTPUT, dim=16
+    )
     (whole,), (crop,) = model.inputs(x), model.inputs(cropped)
     assert all(torch.equal(a, b) for a, b in zip(whole.tables, crop.tables, strict=True))
     video = x.unsqueeze(2).expand(-1, 3, 4, -1, -1)
@@ -158,7 +160,7 @@ def test_frames_are_spread_over_the_clip(count):
             grey = np.full((16, 32, 3), 20 + round(215 * t / (count - 1)), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode())
-    x, mask = Videos(size=[8, 8], num_frames=4, labels=[], task="")(Path("clip.mp4"))
+    x, mask = Videos(size=[8, 8], num_frames=4, labels=[], task="classification")(Path("clip.mp4"))
     assert x.shape == (3, 4, 8, 8)
     assert mask is None
     found = (x.mean((0, 2, 3)) + 1) * 127.5
