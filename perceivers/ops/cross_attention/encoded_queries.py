@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.call import Call, Norm
 from perceivers.ops.cross_attention.factored import inverse_deviations, project
-from perceivers.ops.cross_attention.separable import TILE, Inputs
+from perceivers.ops.cross_attention.separable import TILE, Inputs, add, pick, slabs
 from perceivers.ops.tokens import Tokens
 
 PASSES, GATHER = 140, 165  # of a pair, as FLOPs of a matrix product, beside those of fused attention; an axis of a list
@@ -101,23 +101,13 @@ def _tiles(
 
     A tile has all keys of a head, since one softmax is over them, and whole rows of the first axis of the queries.
     """
-    keys, (first, *others) = p_BQS.shape[1] // heads, lengths
-    inner = 1 if index is not None else math.prod(others)
-    count = rho[0].numel() // inner if len(rho) else 0
+    keys, inner = p_BQS.shape[1] // heads, math.prod(lengths[1:]) if index is None else 1
     step = max(1, TILE // max(1, keys * inner))
     for b in range(len(p_BQS)):
-        u_UM, rho_M = content[b].flatten(1), rho[b].flatten()
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            here = slice(start * inner, stop * inner)
-            if index is not None:
-                rows, tile = [slice(None)], Inputs(u_UM[:, here], rho_M[here], None, index[b, here], lengths)
-            else:
-                rows = [slice(start, stop), slice(first, None)]
-                tile = Inputs(u_UM[:, here], rho_M[here], None, None, [stop - start, *others])
+        index_MA = None if index is None else index[b]
+        for here, rows, tile in slabs(step, content[b].flatten(1), rho[b].flatten(), None, index_MA, lengths):
             for h in range(heads):
-                p_NS = p_BQS[b, h * keys : (h + 1) * keys]
-                yield b, h, here, rows, torch.cat([p_NS[:, some] for some in rows], dim=-1), tile
+                yield b, h, here, rows, pick(p_BQS[b, h * keys : (h + 1) * keys], rows), tile
 
 
 @torch.library.custom_op("perceivers::encoded_queries", mutates_args=())
@@ -200,8 +190,7 @@ def encoded_queries_backward(
         sums_NS = tile.sums(ds_NM.mul_(tile.rho_M))
         if queries_too:
             grad_content[b].flatten(1)[:, here].addmm_(p_NS[:, p_NS.shape[1] - channels :].mT, ds_NM)
-        for some, part in zip(rows, sums_NS.split([grad_p_BQS[0, 0, some].numel() for some in rows], dim=-1), strict=True):
-            grad_p_BQS[b, head, some] += part
+        add(grad_p_BQS[b, head], rows, sums_NS)
     return grad_p_BQS, grad_c_BQ, grad_v_BHNV, grad_content, grad_rho
 
 

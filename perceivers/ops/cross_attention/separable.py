@@ -33,6 +33,7 @@ from perceivers.ops.tokens import Tokens
 
 TILE = 1 << 18  # scores held at a time, some of them in each of a few buffers: 1 MB each, about a core's cache
 QUERIES = 256  # of a tile of inputs without tables, whose content is read once a tile
+FEW_CHANNELS, SHARING = 4, 64  # of content, and at least so many queries of a tile where there are more
 
 
 def run(call: Call) -> Tensor:
@@ -125,21 +126,55 @@ class Inputs:
         return torch.cat([*marginals, content_QU], dim=-1)
 
 
+def slabs(
+    step: int, u_UM: Tensor, rho_M: Tensor, mask_M: Tensor | None, index_MA: Tensor | None, lengths: Sequence[int]
+) -> Iterator[tuple[slice, list[slice], Inputs]]:
+    """The inputs of one sample, `step` rows of the first axis at a time, or single ones of a list.
+
+    Yields:
+        Which inputs, which of the S rows they are made of, and their factors.
+    """
+    grid = index_MA is None and len(lengths) > 0
+    inner = math.prod(lengths[1:]) if grid else 1
+    count = len(rho_M) // inner
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        here, rows, own = slice(start * inner, stop * inner), [slice(None)], lengths
+        if grid and stop - start < count:
+            rows, own = [slice(start, stop), slice(count, None)], [stop - start, *lengths[1:]]
+        mask_m, index_m = (None if x is None else x[here] for x in (mask_M, index_MA))
+        yield here, rows, Inputs(u_UM[:, here], rho_M[here], mask_m, index_m, own)
+
+
+def pick(x_QS: Tensor, rows: Sequence[slice]) -> Tensor:
+    """Some of the S rows."""
+    return x_QS[:, rows[0]] if len(rows) == 1 else torch.cat([x_QS[:, some] for some in rows], dim=-1)
+
+
+def add(into_QS: Tensor, rows: Sequence[slice], part_QS: Tensor) -> None:
+    """Adds what some of the S rows have."""
+    start = 0
+    for some in rows:
+        target = into_QS[:, some]
+        target += part_QS[:, start : start + target.shape[1]]
+        start += target.shape[1]
+
+
 def _tiles(
     queries: int, content: Tensor, rho: Tensor, mask: Tensor | None, index: Tensor | None, lengths: Sequence[int]
-) -> Iterator[tuple[int, slice, slice, Inputs]]:
-    """For each tile of scores: its sample, queries, inputs, and these inputs themselves."""
-    inputs = rho[0].numel() if len(rho) else 0
-    rows = max(1, TILE // max(1, inputs)) if lengths else QUERIES
-    columns = max(1, inputs) if lengths else TILE // QUERIES
+) -> Iterator[tuple[int, slice, slice, list[slice], Inputs]]:
+    """For each tile of scores: its sample, queries, inputs, rows, and the factors of these inputs."""
+    inputs, inner = rho[0].numel() if len(rho) else 0, math.prod(lengths[1:]) if index is None else 1
+    some = max(1, TILE // max(1, inputs)) if lengths else QUERIES
+    if content.shape[1] > FEW_CHANNELS:  # reading the content takes long, so that more queries share it
+        some = max(some, SHARING)
+    step = max(1, TILE // (some * inner))
     for b in range(len(content)):
         u_UM, rho_M = content[b].flatten(1).to(rho.dtype), rho[b].flatten()
         mask_M, index_MA = None if mask is None else mask[b].flatten(), None if index is None else index[b]
-        for m in range(0, inputs, columns):
-            here = slice(m, min(m + columns, inputs))
-            some = Inputs(u_UM[:, here], rho_M[here], None if mask_M is None else mask_M[here], index_MA, lengths)
-            for q in range(0, queries, rows):
-                yield b, slice(q, min(q + rows, queries)), here, some
+        for here, rows, part in slabs(step, u_UM, rho_M, mask_M, index_MA, lengths):
+            for q in range(0, queries, some):
+                yield b, slice(q, min(q + some, queries)), here, rows, part
 
 
 @torch.library.custom_op("perceivers::separable_attention", mutates_args=())
@@ -170,8 +205,8 @@ def separable_attention(
     r_BQS = torch.zeros_like(p_BQS)
     max_BQ1 = p_BQS.new_full((*p_BQS.shape[:2], 1), -math.inf)
     sum_BQ1 = torch.zeros_like(max_BQ1)
-    for b, tile, _, some in _tiles(p_BQS.shape[1], content, rho, mask, index, lengths):
-        s_QM = some.scores(p_BQS[b, tile]).mul_(some.rho_M)
+    for b, tile, _, rows, some in _tiles(p_BQS.shape[1], content, rho, mask, index, lengths):
+        s_QM = some.scores(pick(p_BQS[b, tile], rows)).mul_(some.rho_M)
         if some.masked_M is not None:
             s_QM.masked_fill_(some.masked_M, -math.inf)
         max_Q1 = torch.maximum(max_BQ1[b, tile], s_QM.amax(-1, keepdim=True))
@@ -179,7 +214,8 @@ def separable_attention(
         max_BQ1[b, tile] = max_Q1
         a_QM = s_QM.sub_(finite(max_Q1)).exp_()
         sum_BQ1[b, tile] = sum_BQ1[b, tile] * factor_Q1 + a_QM.sum(-1, keepdim=True)
-        r_BQS[b, tile] = r_BQS[b, tile] * factor_Q1 + some.sums(a_QM.mul_(some.rho_M))
+        r_BQS[b, tile] *= factor_Q1
+        add(r_BQS[b, tile], rows, some.sums(a_QM.mul_(some.rho_M)))
     return r_BQS / sum_BQ1.masked_fill(sum_BQ1 == 0, 1), (sum_BQ1.log() + max_BQ1).squeeze(-1)
 
 
@@ -216,13 +252,13 @@ def separable_attention_backward(
     grad_p_BQS, channels = torch.zeros_like(p_BQS), content.shape[1]
     grad_content = rho.new_zeros(content.shape if inputs_too else 0)
     grad_rho = rho.new_zeros(rho.shape if inputs_too else 0)
-    for b, tile, here, some in _tiles(p_BQS.shape[1], content, rho, mask, index, lengths):
-        raw_QM = some.scores(p_BQS[b, tile])
+    for b, tile, here, rows, some in _tiles(p_BQS.shape[1], content, rho, mask, index, lengths):
+        raw_QM = some.scores(pick(p_BQS[b, tile], rows))
         a_QM = raw_QM * some.rho_M
         a_QM.sub_(finite(lse_BQ[b, tile]).unsqueeze(-1)).exp_()
         if some.masked_M is not None:
             a_QM.masked_fill_(some.masked_M, 0)
-        da_QM = some.scores(grad_BQS[b, tile])
+        da_QM = some.scores(pick(grad_BQS[b, tile], rows))
         ds_QM = torch.addcmul(offset_BQ[b, tile].unsqueeze(-1), da_QM, some.rho_M).mul_(a_QM)
         if inputs_too:
             grad_rho[b].view(-1)[here].add_(raw_QM.mul_(ds_QM).addcmul_(a_QM, da_QM).sum(0))
@@ -231,7 +267,7 @@ def separable_attention_backward(
             grad_UM.addmm_(p_BQS[b, tile, -channels:].mT, ds_QM.mul_(some.rho_M))
         else:
             ds_QM *= some.rho_M
-        grad_p_BQS[b, tile] += some.sums(ds_QM)
+        add(grad_p_BQS[b, tile], rows, some.sums(ds_QM))
     return grad_p_BQS, grad_content, grad_rho
 
 

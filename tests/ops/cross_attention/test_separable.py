@@ -31,10 +31,14 @@ def test_operator(index, masked):
     assert torch.autograd.gradcheck(lambda *x: separable_attention(*x, mask, indices, lengths), tensors)
 
 
-def test_tiles_change_nothing(monkeypatch):
-    case = Case(grids=((7, 9),), queries=11, masked=0.3)
+@pytest.mark.parametrize("case", [{}, {"content": 9}, {"content": 9, "grids": ((5, 3, 4),)}, {"content": 9, "indexed": True}])
+def test_tiles_change_nothing(case, monkeypatch):
+    """Nor do tiles of some rows of the first axis, which several queries share where there are many channels."""
+    case = Case(**{"grids": ((7, 9),), "queries": 11, "masked": 0.3, **case})
+    monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "none")
     whole = case.evaluate("separable", torch.float64)
     monkeypatch.setattr(separable, "TILE", 130)
+    monkeypatch.setattr(separable, "SHARING", 4)
     for name, value in case.evaluate("separable", torch.float64).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-12)
 
