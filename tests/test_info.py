@@ -34,7 +34,8 @@ def test_answers_at_once(arguments):
 def test_what_is_told_without_pytorch_is_so():
     assert tuple(IMPLEMENTATIONS) == info.IMPLEMENTATIONS
     assert info.here()[-1].endswith(native.description())
-    assert f"torch {torch.__version__}" in info.here()
+    told = next(line for line in info.here() if line.startswith("torch "))
+    assert torch.__version__.split("+")[0] == told.removeprefix("torch ").split("+")[0]  # not all builds have their suffix there
 
 
 def test_graphics_cards(tmp_path):
