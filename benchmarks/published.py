@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from benchmarks.harness import differences, keep, parser, row, times
 from perceivers import Perceiver, PerceiverIO, create_model, list_models
@@ -51,6 +52,7 @@ def compare(name: str, seconds: float) -> list[dict[str, Any]]:
             calls[implementation] = partial(run, model, implementation, call)
         results = {implementation: {"output": one()} for implementation, one in calls.items()}
         differences(name, results["auto"], results["dense"])
+        sizes += f" -> {results['dense']['output'].numel()} numbers" if part == "writes" else ""
         lines = {
             what: row(ms, benchmark="published", model=name, part=part, sizes=sizes, what=what)
             for what, ms in times(calls, seconds=seconds, at_least=2 if part == "writes" else 3).items()
@@ -70,18 +72,13 @@ def run(model: Perceiver | PerceiverIO, implementation: str, call: Callable[[], 
 
 def parts(model: Perceiver | PerceiverIO, x: Any) -> dict[str, tuple[str, Callable[[], Tensor]]]:
     """For each part of a model its sizes and what computes it."""
-    if isinstance(model, PerceiverIO):
-        x = {name: torch.randn_like(one) for name, one in x.items()} if isinstance(x, dict) else x
-        tokens = model.inputs(torch.randn_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x, None)
-    else:
-        tokens = [model.tokens(torch.randn_like(x))]
+    x = tree_map(lambda one: torch.randn_like(one) if one.is_floating_point() else one, x)
+    tokens = model.inputs(x, None) if isinstance(model, PerceiverIO) else [model.tokens(x)]
     latents, block = model.encoder.latents[None], cast(CrossAttentionBlock, model.encoder.cross_attentions[0])
     sizes = f"{len(latents[0])} x {sum(group.num_inputs for group in tokens)} x {tokens[0].num_channels}"
     result = {"reads": (sizes, lambda: block(latents, tokens))}
     if isinstance(model, PerceiverIO) and isinstance(model.outputs, Grid | PerInput | Multimodal):
-        decoded = flat(model.decode(latents, tokens, chunk_size=CHUNK))
-        sizes = f"{len(latents[0])} -> {len(decoded)} numbers"
-        result["writes"] = (sizes, lambda: flat(model.decode(latents, tokens, chunk_size=CHUNK)))
+        result["writes"] = (str(len(latents[0])), lambda: flat(model.decode(latents, tokens, chunk_size=CHUNK)))
     return result
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.translate import translated
+from perceivers.checkpoints.translate import counterpart, translated
 from perceivers.layers import Resampler
 
 
@@ -182,11 +182,7 @@ def load(
     for number in numbers:
         table |= {f"blocks.{number}.{ours}": f"{start}{number}.{name}" for ours, name in layout.block.items()}
 
-    def names(ours: str) -> str | None:
-        known = next((known for known in table if ours == known or ours.startswith(known + ".")), None)
-        return None if known is None else table[known] + ours[len(known) :]
-
-    return translated(theirs, partial(Resampler, **arguments), names, source=source)
+    return translated(theirs, partial(Resampler, **arguments), partial(counterpart, table), source=source)
 
 
 def load_part(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> nn.Module:

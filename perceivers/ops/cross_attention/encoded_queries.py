@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.call import Call, Norm
+from perceivers.ops.cross_attention.cost import unmeasured
 from perceivers.ops.cross_attention.factored import inverse_deviations, project
 from perceivers.ops.cross_attention.separable import TILE, Inputs, add, pick, slabs
 from perceivers.ops.tokens import Tokens
@@ -69,9 +70,7 @@ class EncodedQueries:
 def pays(queries: EncodedQueries, call: Call) -> bool:
     """Whether `run` can be used, and is cheaper than projecting the queries as far as was measured: on CPUs in float32."""
     tokens, channels = queries.tokens, queries.w_q.shape[1]
-    if tokens.content.device.type != "cpu" or queries.w_q.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.compiler.is_compiling() or call.dropout_p > 0 or call.mask() is not None:
+    if unmeasured(call) is not None or torch.compiler.is_compiling() or call.dropout_p > 0 or call.mask() is not None:
         return False
     if len(tokens.tables) < 2 or any(table.ndim > 2 for table in tokens.tables):
         return False
