@@ -2,7 +2,9 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
+
+from perceivers.ops.linear import linear
 
 # Standard deviation of a standard normal cut at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
@@ -13,6 +15,10 @@ class Linear(nn.Linear):
 
     Source: `VarianceScaling(1.0)` of DeepMind's released Perceiver code.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[..., in_features]` to `[..., out_features]`."""
+        return linear(x, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         """Draws new weights."""

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.ops.linear import linear
+
 
 @dataclass(frozen=True, eq=False)  # compared by identity: tensors have no one truth value
 class Positions:
@@ -132,7 +134,7 @@ class Tokens:
         """
         content = self.visible_content().movedim(1, -1)  # [B, *axes, U]
         if self.embedding is not None:
-            content = F.linear(content.to(self.embedding.dtype), self.embedding)
+            content = linear(content.to(self.embedding.dtype), self.embedding)
         if self.positions is None and self.constant is None:
             return content.flatten(1, -2)
         features = [self.spread(a, table).expand(*content.shape[:-1], -1) for a, table in enumerate(self.tables)]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from perceivers._checks import an_int
+from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
 from perceivers.outputs.output import Encoded, QueryOutput, learned_queries
 
@@ -77,7 +77,7 @@ class TokenLogits(QueryOutput):
         """Logits, `[B, O, vocab_size]`."""
         if self.head is not None:
             return self.head(decoded)
-        return F.linear(decoded, self._embedding(encoded.inputs), self.bias)
+        return linear(decoded, self._embedding(encoded.inputs), self.bias)
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
         """Positions before logits, as everyone has them."""

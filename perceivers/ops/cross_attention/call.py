@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.partial import Partial
+from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
 
 
@@ -92,8 +93,8 @@ class Call:
     def keys_and_values(self, x_BMC: Tensor) -> tuple[Tensor, Tensor]:
         """Normalises and projects encoded inputs to `[B, H, M, K]` and `[B, H, M, V]`."""
         x_BMC = (x_BMC if self.norm is None else self.norm(x_BMC)).to(self.w_k.dtype)
-        k_BHMK = F.linear(x_BMC, self.w_k, self.b_k).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        v_BHMV = F.linear(x_BMC, self.w_v, self.b_v).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k_BHMK = linear(x_BMC, self.w_k, self.b_k).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        v_BHMV = linear(x_BMC, self.w_v, self.b_v).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return k_BHMK, v_BHMV
 
     def folded_projections(self) -> tuple[Tensor, Tensor, Tensor | None]:

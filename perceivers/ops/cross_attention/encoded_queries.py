@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.call import Call, Norm
 from perceivers.ops.cross_attention.cost import unmeasured
 from perceivers.ops.cross_attention.factored import inverse_deviations, project
 from perceivers.ops.cross_attention.separable import TILE, Inputs, add, pick, slabs
+from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
 
 PASSES, GATHER = 140, 165  # of a pair, as FLOPs of a matrix product, beside those of fused attention; an axis of a list
@@ -52,7 +52,7 @@ class EncodedQueries:
         """The queries themselves, `[B, H, M, K]`."""
         x_BMC = self.tokens.encoded().to(self.w_q.dtype)
         x_BMC = x_BMC if self.norm is None else self.norm(x_BMC)
-        return F.linear(x_BMC, self.w_q, self.b_q).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return linear(x_BMC, self.w_q, self.b_q).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys(self, k_BHNK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """k~ with the norm's weight and centring inside, `[B, Q, C]`, and c, `[B, Q]`."""

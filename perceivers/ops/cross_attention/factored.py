@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.call import Norm
+from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
 
 
@@ -35,7 +36,7 @@ def factors(group: Tokens) -> Tokens:
 def project(group: Tokens, w_DC: Tensor) -> Tensor:
     """A linear map of all rows, `[S, D]`, or `[B, S, D]` where tables differ between samples: tables first, then content."""
     rows = [
-        F.linear(table.to(w_DC.dtype), w_DC[:, start : start + table.shape[-1]])
+        linear(table.to(w_DC.dtype), w_DC[:, start : start + table.shape[-1]])
         for start, table in zip(group.starts, group.tables, strict=True)
     ]
     if group.constant is not None:  # every input has one row of the first table

@@ -29,6 +29,7 @@ from perceivers.ops.cross_attention import native
 from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.factored import factors, inverse_deviations, project
 from perceivers.ops.cross_attention.partial import Partial, finite, merge
+from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
 
 TILE = 1 << 18  # scores held at a time, some of them in each of a few buffers: 1 MB each, about a core's cache
@@ -74,11 +75,16 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
         ("rows", g),
         lambda: [project(group, w).unflatten(-1, (call.heads, -1)).transpose(-2, -3) for w in (w_k, w_v)],
     )
-    p_BQS = (q_BHNK @ k_HSK.mT).flatten(1, 2)
+    p_BQS = _heads(q_BHNK, k_HSK).flatten(1, 2)
     lengths = [table.shape[-2] for table in group.tables]
     r_BQS, lse_BQ = separable_attention(p_BQS, content, rho, group.mask, group.index, lengths)
     r_BHNS, lse_BHN = r_BQS.unflatten(1, q_BHNK.shape[1:3]), lse_BQ.unflatten(1, q_BHNK.shape[1:3])
-    return Partial(r_BHNS @ v_HSV, lse_BHN, (lse_BHN != -math.inf).to(dtype))
+    return Partial(_heads(r_BHNS, v_HSV.mT), lse_BHN, (lse_BHN != -math.inf).to(dtype))
+
+
+def _heads(x_BHNC: Tensor, w_HDC: Tensor) -> Tensor:
+    """A linear map of each head, `[B, H, N, D]`, by `[H, D, C]`, or `[B, H, D, C]` where samples differ."""
+    return linear(x_BHNC, w_HDC[0]) if len(w_HDC) == 1 and w_HDC.ndim == 3 else x_BHNC @ w_HDC.mT
 
 
 def _content(group: Tokens, dtype: torch.dtype) -> Tensor:

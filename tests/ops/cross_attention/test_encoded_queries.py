@@ -160,7 +160,7 @@ def test_a_model_uses_it(used, chunk_size):
         ours = model(x, chunk_size=chunk_size)
         assert sum(used) == (0 if chunk_size == 7 else 1200)  # few queries do not pay
         model.set_attention_implementation("dense")
-        torch.testing.assert_close(ours, model(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, model(x), rtol=1e-5, atol=5e-6)
     assert sum(used) == (0 if chunk_size == 7 else 1200)
 
 
