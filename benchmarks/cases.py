@@ -18,7 +18,7 @@ class Comparison:
         config: Arguments of `Perceiver`.
         peer: A file of `benchmarks.peers`.
         bench: Whether `make bench` has it; the others are for `make bench-full`.
-        others: More subjects to time, forward only.
+        others: More of ours to time.
         unbiased: Whether the peer has no biases of queries, keys and values, so that ours are zero.
     """
 
@@ -48,7 +48,7 @@ _GEGLU = {
 
 COMPARISONS = {
     "fourier_1cross": Comparison(_FOURIER_1CROSS, "transformers", bench=True),
-    "fourier": Comparison(_FOURIER, "perceiver_io", bench=True, others=("latent_transformers",)),
+    "fourier": Comparison(_FOURIER, "perceiver_io", bench=True, others=("latent_transformers", "checkpointing")),
     # the example of perceiver-pytorch's README, nothing shared
     "perceiver_pytorch_readme": Comparison(
         {

@@ -2,7 +2,8 @@
 
     python -m benchmarks.memory [--quick] [--only PATTERN] [--budget GIB] [--seconds S] [--keep]
 
-Published models and their peers, and 3840 x 2160, which is for ours alone. For each a row:
+Published models, a training step of them with activation checkpointing, their peers, and 3840 x 2160, which is for ours alone.
+For each a row:
 
     held_mib      what the process holds after imports and building the model, its weights and its input
     peak_mib      the most it held from then on, through two calls
@@ -41,8 +42,8 @@ def main() -> None:
     rows = []
     print(f"{'model':16} {'mode':8} {'what':14} {'picture':>12}" + "".join(f"{column:>11}" for column in COLUMNS))
     for name in MODELS:
-        for what in ("ours", COMPARISONS[name].peer):
-            for mode in MODES:
+        for what in ("ours", "checkpointing", COMPARISONS[name].peer):
+            for mode in MODES if what != "checkpointing" else ("step",):
                 pictures = [(12, 10)] if arguments.quick else [*PICTURES, *([FOUR_K] if what == "ours" else [])]
                 if fnmatch(name, arguments.only):
                     measured = grow(name, what, mode, pictures, arguments)

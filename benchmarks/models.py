@@ -5,8 +5,8 @@
 Each runs in its own process and environment (`python -m benchmarks.peers` makes them; what is not installed is left out,
 and said). Outputs, and gradients of the latents, are compared before anything is timed; then calls take turns. "forward" is
 without gradients; "step" is forward and backward to all parameters, without an optimiser. Ratios are the peer's time over
-ours. "latent_transformers" is our model with its cross-attention blocks left out, forward: what remains when reading the
-input costs nothing. The last line is one JSON document.
+ours. "latent_transformers" is our model with its cross-attention blocks left out: what remains when reading the input costs
+nothing; "checkpointing" is our model with activation checkpointing. The last line is one JSON document.
 """
 
 import json
@@ -55,8 +55,7 @@ def compare(name: str, comparison: Comparison, quick: bool) -> list[dict[str, An
                 f"{name:26} {'':8} {comparison.peer:20} differs by " + ", ".join(f"{e:.1e} ({k})" for k, e in errors.items())
             )
         for mode in MODES:
-            subjects = {s: p for s, p in processes.items() if mode == "forward" or s not in comparison.others}
-            calls = {s: partial(p.call, mode) for s, p in subjects.items()}
+            calls = {s: partial(p.call, mode) for s, p in processes.items()}
             measured = times(calls, seconds=0.01 if quick else 6, at_least=3)
             lines = {
                 s: row(ms, benchmark="models", model=name, mode=mode, what=s, version=processes[s].facts["version"])

@@ -12,7 +12,7 @@ from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 pytest.importorskip("benchmarks", reason="needs the checkout")  # a wheel's tests are collected without it
 from benchmarks.cases import COMPARISONS, QUICK, write
-from benchmarks.harness import differences
+from benchmarks.harness import MODES, differences
 from benchmarks.peers import PEERS, interpreter
 from benchmarks.processes import Failed, Process
 
@@ -70,7 +70,9 @@ def test_published():
 def test_memory(peer):
     rows, _ = run("benchmarks.memory", "--quick", "--only", "fourier_1cross")
     assert [(row["what"], row["mode"]) for row in rows] == [
-        (what, mode) for what in ("ours", "transformers") for mode in ("forward", "step")
+        *(("ours", mode) for mode in MODES),
+        ("checkpointing", "step"),
+        *(("transformers", mode) for mode in MODES),
     ]
     assert all(0 < row["added_mib"] < row["peak_mib"] for row in rows)
 

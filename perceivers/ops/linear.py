@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _why_not() -> str | None:
     """Says why linear maps are left to PyTorch on this machine, or `None` where oneDNN makes them."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not torch.backends.mkldnn.is_available():
         return "this build of PyTorch has no oneDNN"
     if not torch.backends.mkl.is_available():
         return "this build of PyTorch does not multiply by MKL"
@@ -49,10 +49,12 @@ def _why_not() -> str | None:
     vendor = platform.processor()
     with suppress(OSError):
         vendor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[0]
-    return None if "AuthenticAMD" in vendor else "MKL uses this processor well: it is not AMD's"
-
-
-WHY_NOT = _why_not()
+    if "AuthenticAMD" not in vendor:
+        return "MKL uses this processor well: it is not AMD's"
+    one = torch.eye(2, device="cpu")
+    with suppress(AttributeError, TypeError, RuntimeError):  # it is PyTorch's private name, which a release may change
+        return None if torch.equal(_product(one, one), one) else "oneDNN's products are wrong"
+    return f"PyTorch {torch.__version__} calls oneDNN in another way"
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
@@ -71,6 +73,9 @@ def _plain(x: Tensor, weight: Tensor) -> bool:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+WHY_NOT = _why_not()
 
 
 def _gradients(linear: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

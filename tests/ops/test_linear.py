@@ -102,6 +102,24 @@ def test_left_to_pytorch(why, products, monkeypatch):
     assert not products
 
 
+def test_why_not(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(module.Path, "read_text", lambda *_, **__: "vendor_id : AuthenticAMD")
+    assert module._why_not() is None
+    monkeypatch.setattr(module, "_product", lambda *_: (_ for _ in ()).throw(TypeError))
+    assert module._why_not() == f"PyTorch {torch.__version__} calls oneDNN in another way"
+    monkeypatch.setattr(module, "_product", lambda x, weight: x + weight)
+    assert module._why_not() == "oneDNN's products are wrong"
+    monkeypatch.setattr(module.Path, "read_text", lambda *_, **__: "vendor_id : GenuineIntel")
+    assert module._why_not() == "MKL uses this processor well: it is not AMD's"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert "no AVX-512" in module._why_not()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert "MKL" in module._why_not()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert module._why_not() == "this build of PyTorch has no oneDNN"
+
+
 def test_autocast(products):
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(*leaves([512], 256, 256)).dtype == torch.bfloat16
