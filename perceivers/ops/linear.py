@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 LEAST_PRODUCTS = 1 << 24  # R C D, below which a call takes longer than it saves
 LEAST_WEIGHTS = 1 << 18  # C D, the same for compiled graphs, which may be for any number of rows
-LONG_SUM = 1 << 13  # of products, where there are few sums: rows that add up to the gradient of a weight
+MANY_ROWS = 8  # times the narrower side of a weight: its gradient is a few long sums, which PyTorch makes faster
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -83,10 +83,10 @@ def _gradients(linear: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[T
     x, weight = ctx.saved_tensors
     x_needs, weight_needs, bias_needs = ctx.needs_input_grad
     grad_RD, x_RC = grad.flatten(0, -2), x.flatten(0, -2)
-    few = linear if len(x_RC) <= LONG_SUM else F.linear
+    transposed = linear if len(x_RC) <= MANY_ROWS * min(weight.shape) else F.linear
     return (
         linear(grad, weight.mT, None) if x_needs else None,
-        few(grad_RD.mT, x_RC.mT, None) if weight_needs else None,
+        transposed(grad_RD.mT, x_RC.mT, None) if weight_needs else None,
         grad_RD.sum(0) if bias_needs else None,
     )
 

@@ -80,9 +80,13 @@ def test_strided_arguments(products):
     assert len(products) == 4
 
 
-def test_many_rows_add_up_to_the_gradient_of_a_weight_in_the_usual_way(products):
-    linear(*leaves([module.LONG_SUM + 1], 64, 64)).sum().backward()
-    assert products == [(module.LONG_SUM + 1, 64)] * 2  # forward, and the gradient of the rows
+def test_many_rows_and_the_gradient_of_a_weight(products):
+    rows = module.MANY_ROWS * 256
+    linear(*leaves([rows], 256, 300)).sum().backward()
+    assert products == [(rows, 256), (rows, 300), (300, rows)]
+    products.clear()
+    linear(*leaves([rows + 1], 256, 300)).sum().backward()
+    assert products == [(rows + 1, 256), (rows + 1, 300)]
 
 
 @pytest.mark.parametrize("why", ["off", "small", "one row", "none", "float64", "mixed", "another processor"])
