@@ -25,6 +25,7 @@ from benchmarks.harness import MODES, Subject, differences, keep, parser, row, t
 from benchmarks.processes import Process
 from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
 from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures
 
@@ -144,7 +145,7 @@ class Work:
     def arguments(self) -> dict[str, Any]:
         """The arguments of our operation."""
         theirs = self.theirs
-        q_BNK = theirs.query(theirs.layernorm1(self.latents))
+        q_BNK = linear(theirs.layernorm1(self.latents), theirs.query.weight, theirs.query.bias)
         return {
             "q_BHNK": q_BNK.unflatten(-1, (self.heads, self.width)).transpose(1, 2),
             "inputs": [self.tokens],
