@@ -16,9 +16,9 @@ class Linear(nn.Linear):
     Source: `VarianceScaling(1.0)` of DeepMind's released Perceiver code.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Maps `[..., in_features]` to `[..., out_features]`."""
-        return linear(x, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         """Draws new weights."""

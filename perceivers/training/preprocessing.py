@@ -132,7 +132,8 @@ class Pictures(Preprocessing):
 
     def _check(self) -> None:
         _lengths("size", self.size, 2)
-        an_int("channels", self.channels)
+        if an_int("channels", self.channels) not in (1, 3):
+            raise ValueError(f"channels={self.channels} must be 1 for grey or 3 for colour")
 
     def __call__(self, record: Any) -> Sample:
         """Reads a file: a path, its bytes, or a dict with either."""

@@ -93,6 +93,8 @@ def check(case: Case) -> bool:
     try:
         with little_memory():
             loaded = case.load(case.source)
+            if isinstance(loaded, Preprocessing):
+                loaded.example()
     except Exception as error:
         problem = error
     meter.check(name)

@@ -19,6 +19,7 @@ pytest.importorskip("lightning", reason="the training extra is not installed")
 import training_material as material
 from perceivers import PerceiverIO
 from perceivers.__main__ import main
+from perceivers.layers.encoder import LatentEncoder
 from perceivers.training.augment import _changed
 from perceivers.training.preprocessing import Pictures, Videos
 from perceivers.training.recognise import recognise
@@ -112,9 +113,11 @@ def test_the_model_is_an_ordinary_one():
     assert main(["fit", "digits", "--output=run", "--ema=0.9", *TINY]) == 0
     model = PerceiverIO.from_pretrained("run")
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
-    averaged = torch.load("run/best.ckpt", weights_only=True)["state_dict"]
+    checkpoint = torch.load("run/best.ckpt", weights_only=True)
+    averaged, last = checkpoint["state_dict"], checkpoint["current_model_state"]
     for name, tensor in load_file("run/model.safetensors").items():
         assert torch.equal(tensor, averaged[f"network.{name}"])
+    assert not torch.equal(averaged["network.encoder.latents"], last["network.encoder.latents"])
 
 
 @pytest.mark.parametrize("option", ["pictures=randaugment", "pictures=crop+flip", "mixup=0.2", "cutmix=1.0"])
@@ -171,11 +174,21 @@ def test_frames_are_spread_over_the_clip(count):
 OUTPUT = {"kind": "LearnedQueries", "dim": 16, "num_channels": 2}
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_precision_and_activation_checkpointing(precision):
+@pytest.mark.parametrize(
+    ("precision", "dtype", "mixed"), [("bf16-mixed", torch.float32, True), ("bf16-true", torch.bfloat16, False)]
+)
+def test_precision_and_activation_checkpointing(precision, dtype, mixed, monkeypatch):
+    recomputed, seen = LatentEncoder._recomputed, set()
+
+    def spy(self, latents, inputs):
+        seen.add((latents.dtype, torch.is_autocast_enabled(latents.device.type)))
+        return recomputed(self, latents, inputs)
+
+    monkeypatch.setattr(LatentEncoder, "_recomputed", spy)
     material.pictures(Path("digits"))
     options = [*TINY, "--trainer.max_epochs=3", "--model.activation_checkpointing=true", "--model.lr=0.005"]
     assert main(["fit", "digits", "--output=run", f"--trainer.precision={precision}", *options]) == 0
+    assert seen == {(dtype, mixed)}
     losses = [float(row["val_loss"]) for row in rows("run/metrics.csv")]
     assert losses[-1] < losses[0] < 1
     assert load_file("run/model.safetensors")["encoder.latents"].dtype == torch.float32
@@ -480,6 +493,9 @@ def test_wrong_files_to_predict(capsys):
     assert "no such file" in fails(["predict", "run", "nowhere.png"], capsys)
     assert "reads pictures" in fails(["predict", "run", _write("a.txt", "x")], capsys)
     assert "perceivers fit" in fails(["predict", "digits", "digits/0"], capsys)
+    known = json.loads(Path("run/preprocessing.json").read_text())
+    Path("run/preprocessing.json").write_text(json.dumps({**known, "channels": 2}))
+    assert "channels=2 must be 1" in fails(["predict", "run", "digits/0"], capsys)
     Path("run/preprocessing.json").write_text("{")
     assert "damaged" in fails(["predict", "run", "digits/0"], capsys)
 

@@ -133,7 +133,7 @@ def test_speech(tmp_path):
     files = {}
     for i in range(10):
         files[f"wav/ru_{i}.wav"] = buffer.getvalue()
-        files[f"lab/ru_{i}.lab"] = b"separator ;\n#\n0.04000 125 pau\n1.04000 125 a\n3.00000 125 dd\n"
+        files[f"lab/ru_{i}.lab"] = f"separator ;\n#\n0.04000 125 pau\n1.04000 125 a\n3.00000 125 d{i}\n".encode()
     found = sets.SETS["festvox_ru"].read(deb(tmp_path / "a.deb", files))
     assert {name: array.shape for name, array in found.items()} == {
         "x_train": (27, 1, 100),
@@ -141,7 +141,7 @@ def test_speech(tmp_path):
         "x_test": (3, 1, 100),
         "y_test": (3,),
     }
-    assert found["y_test"].tolist() == ["pau", "a", "dd"]
+    assert found["y_test"].tolist() == ["pau", "a", "d9"]
     middles = found["x_test"][:, 0, 50]
     assert middles.tolist() == [21, 541, 2021]
     assert found["x_test"][0, 0, :30].tolist() == [0] * 30
@@ -179,7 +179,15 @@ def test_parts(tmp_path):
     np.testing.assert_array_equal(again["points_test"], found["points_test"])
 
 
-@pytest.mark.parametrize("data", [b"", b"hello, this is no such file", idx(np.zeros((3, 2, 2), np.uint8))[:-1]])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello, this is no such file" * 9,
+        idx(np.zeros((3, 2, 2), np.uint8))[:-1],
+        b"\0\0\x09" + idx(np.zeros(3, np.uint8))[3:],  # of signed numbers
+    ],
+)
 def test_broken_files(data, tmp_path):
     with pytest.raises(ValueError, match="IDX"):
         sets.read_idx(data)
