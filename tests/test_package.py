@@ -57,6 +57,18 @@ assert before[:2] == after[:2] and torch.equal(before[2], after[2])
     run("-W", "error", "-c", code)
 
 
+def test_a_training_step_imports_no_compiler():
+    """It takes a second and 200 MB."""
+    code = """
+import sys, torch, perceivers
+model = perceivers.Perceiver(data_shape=[3, 64, 64], num_latent_tokens=32, dim=32, heads=2)
+model.set_attention_implementation("separable")
+model(torch.randn(1, 3, 64, 64)).sum().backward()
+assert "torch._dynamo" not in sys.modules
+"""
+    run("-c", code)
+
+
 def test_version():
     assert importlib.metadata.version("perceivers") == perceivers.__version__
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from perceivers.ops.operator import operator
+
 LEAST_PRODUCTS = 1 << 24  # R C D, below which a call takes longer than it saves
 LEAST_WEIGHTS = 1 << 18  # C D, the same for compiled graphs, which may be for any number of rows
 MANY_ROWS = 8  # times the narrower side of a weight: its gradient is a few long sums, which PyTorch makes faster
@@ -34,7 +36,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.numel() * len(weight) < LEAST_PRODUCTS or x.numel() == x.shape[-1] or not _plain(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
-        return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+        x_RC = x.flatten(0, -2)
+        out_RD: Any = _Linear.apply(x_RC, weight, bias)
+        with torch.no_grad():
+            out_RD.data = _product(x_RC, weight, bias)
+        return out_RD.view(*x.shape[:-1], len(weight))  # outside, for a view that a function returns cannot change in place
     return _product(x, weight, bias)
 
 
@@ -94,29 +100,35 @@ def _gradients(linear: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[T
 
 
 class _Linear(torch.autograd.Function):
+    """Keeps what the gradients need, and leaves the product to the caller.
+
+    So it is kept before the product is made, as PyTorch's own operations do: activation checkpointing, which makes again what
+    was not kept, stops at the last thing to be kept and spares the product of the last linear map.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return x.new_empty_strided((len(x), len(weight)), (0, 0))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients(linear, ctx, *grads)
 
 
-@torch.library.custom_op("perceivers::linear", mutates_args=())
-def compiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same, opaque for the compiler, which has no way of its own to call oneDNN with weights that change."""
-    return _product(x, weight, bias)
-
-
-@compiled_linear.register_fake
-def _(x, weight, bias):
+def _fake(x, weight, bias):
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(compiled_linear, ctx, grad)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
-compiled_linear.register_autograd(lambda ctx, grad: _gradients(compiled_linear, ctx, grad), setup_context=_setup)
+@operator(_fake, _backward, _setup)
+def compiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same, opaque for the compiler, which has no way of its own to call oneDNN with weights that change."""
+    return _product(x, weight, bias)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.layers.linear import Linear
@@ -46,7 +47,7 @@ def test_numbers(products, rows, channels, width):
     x, weight, bias = leaves(rows, channels, width)
     ours, usual = results(linear, x, weight, bias), results(F.linear, x, weight, bias)
     truth = results(F.linear, *(leaf.detach().double().requires_grad_() for leaf in (x, weight, bias)))
-    assert products[0] == tuple(x.shape)
+    assert products[0] == (x.shape[:-1].numel(), channels)
     assert len(products) >= 3
     for mine, theirs, true in zip(ours, usual, truth, strict=True):
         floor = torch.finfo(torch.float32).eps * true.abs().max()
@@ -70,6 +71,23 @@ def test_without_bias_and_without_gradients(products):
     out.sum().backward()
     assert weight.grad is not None
     assert len(products) == 4
+
+
+def test_results_can_be_changed_in_place(products):
+    x, weight, bias = leaves([2, 300], 256, 256)
+    ours, usual = (f(x, weight, bias).add_(1).relu_() for f in (linear, F.linear))
+    torch.testing.assert_close(ours, usual, rtol=1e-5, atol=1e-4)
+    for mine, theirs in zip(*(torch.autograd.grad(y.square().sum(), (x, weight)) for y in (ours, usual)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-2)
+    assert len(products) == 3
+
+
+def test_activation_checkpointing_does_not_make_the_last_product_again(products):
+    x, weight, bias = leaves([2, 300], 256, 256)
+    two = lambda x: linear(linear(x, weight, bias).sin(), weight, bias)  # noqa: E731
+    checkpoint(two, x, use_reentrant=False).sum().backward()
+    assert len(products) == 7  # two, one of them again, and two gradients of each
+    assert torch.equal(x.grad, torch.autograd.grad(two(x).sum(), x)[0])
 
 
 def test_strided_arguments(products):

@@ -25,6 +25,7 @@ from perceivers.ops.cross_attention.cost import unmeasured
 from perceivers.ops.cross_attention.factored import inverse_deviations, project
 from perceivers.ops.cross_attention.separable import TILE, Inputs, add, pick, slabs
 from perceivers.ops.linear import linear
+from perceivers.ops.operator import operator
 from perceivers.ops.tokens import Tokens
 
 PASSES, GATHER = 140, 165  # of a pair, as FLOPs of a matrix product, beside those of fused attention; an axis of a list
@@ -109,7 +110,32 @@ def _tiles(
                 yield b, h, here, rows, pick(p_BQS[b, h * keys : (h + 1) * keys], rows), tile
 
 
-@torch.library.custom_op("perceivers::encoded_queries", mutates_args=())
+def _fake(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths):
+    out_BHMV = v_BHNV.new_empty(rho.shape[0], v_BHNV.shape[1], math.prod(rho.shape[1:]), v_BHNV.shape[-1])
+    return out_BHMV, v_BHNV.new_empty(out_BHMV.shape[:-1])
+
+
+def _fake_backward(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths, lse_BHM, offset_BHM, grad_BHMV, queries_too):
+    of_queries = (rho.new_empty(x.shape if queries_too else (0,)) for x in (content, rho))
+    return *(torch.empty_like(x) for x in (p_BQS, c_BQ, v_BHNV)), *of_queries
+
+
+def _setup(ctx, inputs, output) -> None:
+    *tensors, ctx.lengths = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx, grad_BHMV, grad_lse_BHM):
+    *tensors, out_BHMV, lse_BHM = ctx.saved_tensors
+    offset_BHM = grad_lse_BHM - (grad_BHMV * out_BHMV).sum(-1)
+    queries_too = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+    *grads, grad_content, grad_rho = encoded_queries_backward(
+        *tensors, ctx.lengths, lse_BHM, offset_BHM, grad_BHMV.contiguous(), queries_too
+    )
+    return *grads, *((grad_content, grad_rho) if queries_too else (None, None)), None, None
+
+
+@operator(_fake, _backward, _setup)
 def encoded_queries(
     p_BQS: Tensor,
     c_BQ: Tensor,
@@ -146,13 +172,7 @@ def encoded_queries(
     return out_BHMV, lse_BHM
 
 
-@encoded_queries.register_fake
-def _(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths):
-    out_BHMV = v_BHNV.new_empty(rho.shape[0], v_BHNV.shape[1], math.prod(rho.shape[1:]), v_BHNV.shape[-1])
-    return out_BHMV, v_BHNV.new_empty(out_BHMV.shape[:-1])
-
-
-@torch.library.custom_op("perceivers::encoded_queries_backward", mutates_args=())
+@operator(_fake_backward)
 def encoded_queries_backward(
     p_BQS: Tensor,
     c_BQ: Tensor,
@@ -191,27 +211,3 @@ def encoded_queries_backward(
             grad_content[b].flatten(1)[:, here].addmm_(p_NS[:, p_NS.shape[1] - channels :].mT, ds_NM)
         add(grad_p_BQS[b, head], rows, sums_NS)
     return grad_p_BQS, grad_c_BQ, grad_v_BHNV, grad_content, grad_rho
-
-
-@encoded_queries_backward.register_fake
-def _(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths, lse_BHM, offset_BHM, grad_BHMV, queries_too):
-    of_queries = (rho.new_empty(x.shape if queries_too else (0,)) for x in (content, rho))
-    return *(torch.empty_like(x) for x in (p_BQS, c_BQ, v_BHNV)), *of_queries
-
-
-def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.lengths = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _backward(ctx, grad_BHMV, grad_lse_BHM):
-    *tensors, out_BHMV, lse_BHM = ctx.saved_tensors
-    offset_BHM = grad_lse_BHM - (grad_BHMV * out_BHMV).sum(-1)
-    queries_too = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-    *grads, grad_content, grad_rho = encoded_queries_backward(
-        *tensors, ctx.lengths, lse_BHM, offset_BHM, grad_BHMV.contiguous(), queries_too
-    )
-    return *grads, *((grad_content, grad_rho) if queries_too else (None, None)), None, None
-
-
-encoded_queries.register_autograd(_backward, setup_context=_setup)

@@ -30,6 +30,7 @@ from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.factored import factors, inverse_deviations, project
 from perceivers.ops.cross_attention.partial import Partial, finite, merge
 from perceivers.ops.linear import linear
+from perceivers.ops.operator import operator
 from perceivers.ops.tokens import Tokens
 
 TILE = 1 << 18  # scores held at a time, some of them in each of a few buffers: 1 MB each, about a core's cache
@@ -183,7 +184,33 @@ def _tiles(
                 yield b, slice(q, min(q + some, queries)), here, rows, part
 
 
-@torch.library.custom_op("perceivers::separable_attention", mutates_args=())
+def _fake(p_BQS, content, rho, mask, index, lengths):
+    return torch.empty_like(p_BQS), p_BQS.new_empty(p_BQS.shape[:2])
+
+
+def _fake_backward(p_BQS, content, rho, mask, index, lengths, lse_BQ, offset_BQ, grad_BQS, inputs_too):
+    shapes = (content.shape, rho.shape) if inputs_too else ((0,), (0,))
+    return torch.empty_like(p_BQS), rho.new_empty(shapes[0]), rho.new_empty(shapes[1])
+
+
+def _setup(ctx, inputs, output) -> None:
+    *tensors, ctx.lengths = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx, grad_BQS, grad_lse_BQ):
+    *tensors, r_BQS, lse_BQ = ctx.saved_tensors
+    offset_BQ = grad_lse_BQ - (grad_BQS * r_BQS).sum(-1)
+    inputs_too = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    grad_p_BQS, grad_content, grad_rho = separable_attention_backward(
+        *tensors, ctx.lengths, lse_BQ, offset_BQ, grad_BQS.contiguous(), inputs_too
+    )
+    if not inputs_too:
+        return grad_p_BQS, None, None, None, None, None
+    return grad_p_BQS, grad_content.to(tensors[1].dtype), grad_rho, None, None, None
+
+
+@operator(_fake, _backward, _setup)
 def separable_attention(
     p_BQS: Tensor,
     content: Tensor,
@@ -225,12 +252,7 @@ def separable_attention(
     return r_BQS / sum_BQ1.masked_fill(sum_BQ1 == 0, 1), (sum_BQ1.log() + max_BQ1).squeeze(-1)
 
 
-@separable_attention.register_fake
-def _(p_BQS, content, rho, mask, index, lengths):
-    return torch.empty_like(p_BQS), p_BQS.new_empty(p_BQS.shape[:2])
-
-
-@torch.library.custom_op("perceivers::separable_attention_backward", mutates_args=())
+@operator(_fake_backward)
 def separable_attention_backward(
     p_BQS: Tensor,
     content: Tensor,
@@ -277,29 +299,5 @@ def separable_attention_backward(
     return grad_p_BQS, grad_content, grad_rho
 
 
-@separable_attention_backward.register_fake
-def _(p_BQS, content, rho, mask, index, lengths, lse_BQ, offset_BQ, grad_BQS, inputs_too):
-    shapes = (content.shape, rho.shape) if inputs_too else ((0,), (0,))
-    return torch.empty_like(p_BQS), rho.new_empty(shapes[0]), rho.new_empty(shapes[1])
-
-
-def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.lengths = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _backward(ctx, grad_BQS, grad_lse_BQ):
-    *tensors, r_BQS, lse_BQ = ctx.saved_tensors
-    offset_BQ = grad_lse_BQ - (grad_BQS * r_BQS).sum(-1)
-    inputs_too = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    grad_p_BQS, grad_content, grad_rho = separable_attention_backward(
-        *tensors, ctx.lengths, lse_BQ, offset_BQ, grad_BQS.contiguous(), inputs_too
-    )
-    if not inputs_too:
-        return grad_p_BQS, None, None, None, None, None
-    return grad_p_BQS, grad_content.to(tensors[1].dtype), grad_rho, None, None, None
-
-
-separable_attention.register_autograd(_backward, setup_context=_setup)
 for _device in ("cpu", "cuda"):  # under autocast, too, sums and exponentials are float32
     torch.library.register_autocast("perceivers::separable_attention", _device, torch.float32)
