@@ -3,14 +3,18 @@
 Letters: B batch, H heads, N queries, M inputs, C channels, K width of queries and keys, V of values.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.linear import linear
+
+FEW_PAIRS = 1 << 21  # of queries and inputs: 8 MB of scores
 
 
 def run(call: Call) -> Tensor:
-    """Makes the whole encoded array, its keys and its values; scores stay inside the fused kernel."""
+    """Makes the whole encoded array, its keys and its values; scores stay inside the fused kernel, unless they are few."""
     k_BHMK, v_BHMV = call.once("keys and values", lambda: call.keys_and_values(call.encoded()))
     q_BHNK = call.q_BHNK.to(k_BHMK.dtype)
     return attend(q_BHNK, k_BHMK, v_BHMV, call.mask(), scale=call.scale, dropout_p=call.dropout_p)[0]
@@ -30,6 +34,9 @@ def attend(
         `[B, H, N, V]`, and the sum of each sample's weights: 1, or where there is a mask `[B, 1, 1, 1]` of ones and zeros.
     """
     width, anything_B111 = v_BHMV.shape[-1], None
+    if mask_BM is None and dropout_p == 0 and _few_pairs(q_BHNK, k_BHMK):
+        a_NM = linear(scale * q_BHNK[0, 0], k_BHMK[0, 0]).softmax(-1)
+        return linear(a_NM, v_BHMV[0, 0].mT)[None, None], 1.0
     if mask_BM is not None:
         # What a fully masked row gives differs between kernels and versions (NaN, zero, mean): attend to all, then clear.
         anything_B111 = mask_BM.any(-1)[:, None, None, None]
@@ -41,6 +48,16 @@ def attend(
     if anything_B111 is None:
         return out_BHNV, 1.0
     return out_BHNV.masked_fill(~anything_B111, 0), anything_B111.to(out_BHNV.dtype)
+
+
+def _few_pairs(q_BHNK: Tensor, k_BHMK: Tensor) -> bool:
+    """Whether products and softmax are faster one after another: where scores are few, and of one head.
+
+    Fused attention on CPUs makes the gradients of a head in one thread, and its products are PyTorch's own (see `linear`).
+    """
+    (samples, heads, queries, _), inputs = q_BHNK.shape, k_BHMK.shape[2]
+    wide = q_BHNK.device.type == "cpu" and q_BHNK.dtype.itemsize >= 4  # scores of half precision would lose digits
+    return wide and not torch.compiler.is_compiling() and samples * heads == 1 and queries * inputs <= FEW_PAIRS
 
 
 def _pad_to_fused(*tensors: Tensor) -> list[Tensor]:

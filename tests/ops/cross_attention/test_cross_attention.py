@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accuracy import Case, assert_accurate, assert_varies
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention, explain, merge, partial
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention, dense, explain, merge, partial
 from perceivers.ops.cross_attention.maps import attention_maps
 from perceivers.ops.tokens import Positions, Tokens
 
@@ -26,6 +26,8 @@ CASES = {
     "k_16_v_9": {"v": 9},
     "k_5_v_33_heads_2": {"k": 5, "v": 33, "heads": 2},
     "no_norm_no_bias": {"norm": False, "bias": False},
+    "one_sample": {"batch": 1},  # and one head: `dense` and `absorbed` write the products out
+    "one_sample_k_5_v_33": {"batch": 1, "k": 5, "v": 33, "score": 6.0},
     "one_query": {"queries": 1},
     "one_row": {"grids": ((1, 65),)},
     "sharp_scores": {"score": 6.0},
@@ -330,11 +332,26 @@ def test_refusal_says_why(monkeypatch):
 def test_dense_never_materialises_on_this_machine(width):
     """Fused attention runs whatever the widths, also where K differs from V: no N x M tensor is made."""
     case = Case(grids=((40, 50),), k=width, v=width + 3, queries=33, batch=1, masked=0.1)
-    with torch.profiler.profile(record_shapes=True) as profile:
-        case.call({name: leaf.float() for name, leaf in case.leaves.items()}, "dense")
-    names = {event.name for event in profile.events()}
+    names = operations(case, torch.float32)
     assert any("flash_attention" in name for name in names)
     assert "aten::_scaled_dot_product_attention_math" not in names
+
+
+@pytest.mark.parametrize("implementation", ["dense", "absorbed"])
+def test_writes_the_products_out_only_where_scores_are_few(implementation, monkeypatch):
+    small = {"grids": ((4, 5),), "batch": 1}
+    assert "aten::softmax" in operations(Case(**small), torch.float32, implementation)
+    for other in ({"batch": 2}, {"masked": 0.1}, *({"heads": 2},) * (implementation == "dense")):
+        assert "aten::scaled_dot_product_attention" in operations(Case(**small | other), torch.float32, implementation), other
+    assert "aten::scaled_dot_product_attention" in operations(Case(**small), torch.bfloat16, implementation)
+    monkeypatch.setattr(dense, "FEW_PAIRS", 99)
+    assert "aten::scaled_dot_product_attention" in operations(Case(**small), torch.float32, implementation)
+
+
+def operations(case: Case, dtype: torch.dtype, implementation: str = "dense") -> set[str]:
+    with torch.profiler.profile() as profile:
+        case.call({name: leaf.to(dtype) for name, leaf in case.leaves.items()}, implementation)
+    return {event.name for event in profile.events()}
 
 
 def test_cross_attention_rejects_nothing_it_documents():
