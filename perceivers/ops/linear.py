@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from perceivers.ops.operator import operator
 
-LEAST_PRODUCTS = 1 << 24  # R C D, below which a call takes longer than it saves
+LEAST_PRODUCTS = 1 << 23  # R C D, below which a call takes longer than it saves
 LEAST_WEIGHTS = 1 << 18  # C D, the same for compiled graphs, which may be for any number of rows
 MANY_ROWS = 8  # times the narrower side of a weight: its gradient is a few long sums, which PyTorch makes faster
 

@@ -105,16 +105,18 @@ class Call:
             cancels in the softmax (see `dropped_score`), and values are w_v x^ + b_v. Both w_k x^ and w_v x^ are the same
             for x - mean and x, so that the mean need not be subtracted from inputs.
         """
-        w_k, w_v, b_v = self.scale * self.w_k, self.w_v, self.b_v
+        b_v = self.b_v
         if self.norm is not None and self.norm.bias is not None:
-            b_v = w_v @ self.norm.bias if b_v is None else torch.addmv(b_v, w_v, self.norm.bias)
+            b_v = self.w_v @ self.norm.bias if b_v is None else torch.addmv(b_v, self.w_v, self.norm.bias)
         if self.b_k is not None:  # has no effect, and stays part of the graph with a gradient of zero, as in the definition
             nothing = 0 * self.b_k.sum()
-            b_v = nothing.expand(len(w_v)) if b_v is None else b_v + nothing
+            b_v = nothing.expand(len(self.w_v)) if b_v is None else b_v + nothing
+        w_kv = torch.cat([self.scale * self.w_k, self.w_v])
         if self.norm is not None:
-            w_k, w_v = w_k * self.norm.weight, w_v * self.norm.weight
+            w_kv = w_kv * self.norm.weight
             if self.norm.centred:
-                w_k, w_v = w_k - w_k.mean(-1, keepdim=True), w_v - w_v.mean(-1, keepdim=True)
+                w_kv = w_kv - w_kv.mean(-1, keepdim=True)
+        w_k, w_v = w_kv.split([len(self.w_k), len(self.w_v)])
         return w_k, w_v, b_v
 
     def dropped_score(self) -> Tensor:
@@ -128,7 +130,10 @@ class Call:
 
     def with_bias(self, out_BHNV: Tensor, b_v: Tensor | None, s_BHN1: Tensor | float) -> Tensor:
         """Adds the folded bias to sum_m A_m (w_v x^_m), where s = sum_m A_m: 1, or 0 with nothing to attend to."""
-        return out_BHNV if b_v is None else out_BHNV + b_v.unflatten(0, (self.heads, 1, -1)) * s_BHN1
+        if b_v is None:
+            return out_BHNV
+        b_H1V = b_v.unflatten(0, (self.heads, 1, -1))
+        return out_BHNV + (b_H1V if isinstance(s_BHN1, float) else b_H1V * s_BHN1)  # a float is 1
 
 
 @dataclass(frozen=True)

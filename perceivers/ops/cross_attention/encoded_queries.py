@@ -89,7 +89,7 @@ def run(queries: EncodedQueries, call: Call) -> Tensor:
     tokens, dtype = queries.tokens, v_BHNV.dtype
     content = tokens.visible_content().to(dtype)
     rho = inverse_deviations(tokens, content, queries.norm, dtype).expand(len(content), *content.shape[2:])
-    p_BQS = project(tokens, k_BQC.flatten(0, 1)).mT.unflatten(0, k_BQC.shape[:2])  # of all samples at once
+    p_BQS = project(tokens, k_BQC)
     lengths = [table.shape[-2] for table in tokens.tables]
     return encoded_queries(p_BQS, c_BQ, v_BHNV, content, rho, tokens.index, lengths)[0]
 

@@ -4,8 +4,9 @@ An encoded input is a sum of a few of S rows, of which all inputs of a grid are 
 
     x_m = P_1[i_1(m)] + ... + P_A[i_A(m)] + sum_c u_m[c] E[:, c]          S = n_1 + ... + n_A + U
 
-so that a linear map of all inputs is a linear map of the rows (`project`), 451 of them for a picture of 50,176 pixels. What
-remains for each input is one over the standard deviation of its channels, rho_m = (var_m + eps)^(-1/2).
+so that a linear map of all inputs is a linear map of the rows (`project`), 451 of them for a picture of 50,176 pixels, and a
+weighted sum of all inputs one of the rows (`collect`). What remains for each input is one over the standard deviation of its
+channels, rho_m = (var_m + eps)^(-1/2).
 
 For a concatenation the variance is a sum of non-negative terms, so that large content does not cancel. Blocks of c_1 and c_2
 channels with means m_1, m_2 and centred square sums s_1, s_2 are together a block with
@@ -34,20 +35,48 @@ def factors(group: Tokens) -> Tokens:
 
 
 def project(group: Tokens, w_DC: Tensor) -> Tensor:
-    """A linear map of all rows, `[S, D]`, or `[B, S, D]` where tables differ between samples: tables first, then content."""
-    rows = [
-        linear(table.to(w_DC.dtype), w_DC[:, start : start + table.shape[-1]])
-        for start, table in zip(group.starts, group.tables, strict=True)
-    ]
+    """A linear map `[D, C]` of all rows: `[D, S]`, or `[B, D, S]` where maps or tables differ between samples.
+
+    Tables first, then content.
+    """
+    widths = [table.shape[-1] for table in group.tables]
+    if group.is_concatenation:
+        content_DU, *blocks = w_DC.split([group.content_width, *widths], dim=-1)  # in one piece, and so is its gradient
+    else:
+        content_DU, *blocks = (
+            w_DC[..., a : a + b] for a, b in zip([0, *group.starts], [group.content_width, *widths], strict=True)
+        )
+    rows = [_times(block, table.to(w_DC.dtype)) for block, table in zip(blocks, group.tables, strict=True)]
     if group.constant is not None:  # every input has one row of the first table
-        rows[0] = rows[0] + w_DC[:, : len(group.constant)] @ group.constant.to(w_DC.dtype)
-    content_DU = w_DC[:, : group.content_width]
+        rows[0] = rows[0] + (w_DC[..., : len(group.constant)] @ group.constant.to(w_DC.dtype)).unsqueeze(-1)
     if group.embedding is not None:
         content_DU = content_DU @ group.embedding.to(w_DC.dtype)
-    rows.append(content_DU.mT)
-    if any(row.ndim > 2 for row in rows):  # some tables differ between samples
+    rows.append(content_DU)
+    if any(row.ndim > w_DC.ndim for row in rows):  # some tables differ between samples
         rows = [row.expand(group.content.shape[0], -1, -1) for row in rows]
-    return torch.cat(rows, dim=-2)
+    return torch.cat(rows, dim=-1)
+
+
+def collect(group: Tokens, r_BQS: Tensor) -> Tensor:
+    """Sums of encoded inputs, `[B, Q, C]`, from what each of the S rows has of them: the transpose of `project`."""
+    *parts, r_BQU = r_BQS.split([*(table.shape[-2] for table in group.tables), group.content.shape[1]], dim=-1)
+    blocks = [r_BQU if group.embedding is None else linear(r_BQU, group.embedding.to(r_BQU.dtype))]
+    blocks += [_times(part, table.to(part.dtype).mT) for part, table in zip(parts, group.tables, strict=True)]
+    if group.is_concatenation:
+        return torch.cat(blocks, dim=-1)
+    starts = [0, *group.starts]
+    if group.constant is not None:
+        blocks.append(parts[0].sum(-1, keepdim=True) * group.constant.to(r_BQS.dtype))
+        starts.append(0)
+    channels = group.num_channels
+    return torch.stack(
+        [F.pad(x, (start, channels - start - x.shape[-1])) for start, x in zip(starts, blocks, strict=True)]
+    ).sum(0)
+
+
+def _times(x_QC: Tensor, table_nC: Tensor) -> Tensor:
+    """The product of x and the transposed table, each of which may differ between samples."""
+    return linear(x_QC, table_nC) if table_nC.ndim == 2 else x_QC @ table_nC.mT
 
 
 def inverse_deviations(group: Tokens, content: Tensor, norm: Norm | None, dtype: torch.dtype) -> Tensor:

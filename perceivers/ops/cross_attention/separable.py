@@ -1,16 +1,17 @@
 """Scores of a grid from one short table an axis: no keys, no values, no encoded array, whatever the number of bands.
 
-An encoded input is a sum of rows (see `factored`), so that its key and value are sums of projected rows, times rho_m, one
-over its standard deviation. With the norm folded into the projections (`Call.folded_projections`) and K, V the projected rows,
+An encoded input is a sum of rows X (see `factored`), times rho_m, one over its standard deviation, so that scores and sums of
+all inputs are made of those of the rows. With the norm folded into the projections (`Call.folded_projections`),
 
-    p = K q                             one number a row of a table, T_a = p on axis a, and one a channel of content, p_u
+    p = X W_k^T q                       one number a row of a table, T_a = p on axis a, and one a channel of content, p_u
     S_m = rho_m (T_1[i_1(m)] + ... + T_A[i_A(m)] + p_u . u_m) + const
-    out = V^T r + b_v s                 r: R_a[i] = sum over i_a(m) = i of A_m rho_m, and r_u = sum_m A_m rho_m u_m
+    out = W_v X^T r + b_v s             r: R_a[i] = sum over i_a(m) = i of A_m rho_m, and r_u = sum_m A_m rho_m u_m
 
-451 rows are projected for a picture of 50,176 pixels, and a pair of query and input costs 4 U + 2 A + 6 FLOPs. What has
-queries and inputs, from p to r, is one operator, `perceivers::separable_attention`, forward and backward written out, which
-holds a tile of scores at a time; the rest is plain PyTorch. Inputs whose positions have fewer than two axes have nothing to
-factor: their encoded array is the content, and this is `absorbed`, tiled.
+There are 451 rows for a picture of 50,176 pixels, and a pair of query and input costs 4 U + 2 A + 6 FLOPs. Rows or queries
+are projected, whichever takes fewer products. What has queries and inputs, from p to r, is one operator,
+`perceivers::separable_attention`, forward and backward written out, which holds a tile of scores at a time; the rest is plain
+PyTorch. Inputs whose positions have fewer than two axes have nothing to factor: their encoded array is the content, and this
+is `absorbed`, tiled.
 
 Nothing like it was found published; its relatives are decomposed relative positions (segment-anything-fast), whose row and
 column scores are added in the tile while content stays dense, and absorption (see `absorbed`).
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from perceivers.ops.cross_attention import native
 from perceivers.ops.cross_attention.call import Call
-from perceivers.ops.cross_attention.factored import factors, inverse_deviations, project
+from perceivers.ops.cross_attention.factored import collect, factors, inverse_deviations, project
 from perceivers.ops.cross_attention.partial import Partial, finite, merge
 from perceivers.ops.linear import linear
 from perceivers.ops.operator import operator
@@ -72,20 +73,33 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
     group = call.once(("factors", g), lambda: factors(call.inputs[g]))
     content = call.once(("content", g), lambda: _content(group, dtype))
     rho = call.once(("rho", g), lambda: inverse_deviations(group, content, call.norm, dtype))
-    k_HSK, v_HSV = call.once(
-        ("rows", g),
-        lambda: [project(group, w).unflatten(-1, (call.heads, -1)).transpose(-2, -3) for w in (w_k, w_v)],
-    )
-    p_BQS = _heads(q_BHNK, k_HSK).flatten(1, 2)
+    heads = [w.unflatten(0, (call.heads, -1)) for w in (w_k, w_v)]
+    if first := _queries_first(group, w_k, w_v, call.heads):
+        p_BQS = project(group, _heads(q_BHNK, heads[0].mT).flatten(1, 2))
+    else:
+        heads = call.once(("rows", g), lambda: [project(group, w).unflatten(-2, (call.heads, -1)) for w in (w_k, w_v)])
+        p_BQS = _heads(q_BHNK, heads[0].mT).flatten(1, 2)
     lengths = [table.shape[-2] for table in group.tables]
     r_BQS, lse_BQ = separable_attention(p_BQS, content, rho, group.mask, group.index, lengths)
-    r_BHNS, lse_BHN = r_BQS.unflatten(1, q_BHNK.shape[1:3]), lse_BQ.unflatten(1, q_BHNK.shape[1:3])
-    return Partial(_heads(r_BHNS, v_HSV.mT), lse_BHN, (lse_BHN != -math.inf).to(dtype))
+    lse_BHN = lse_BQ.unflatten(1, q_BHNK.shape[1:3])
+    r_BHNS = (collect(group, r_BQS) if first else r_BQS).unflatten(1, q_BHNK.shape[1:3])
+    anything_BHN = torch.ones_like(lse_BHN) if group.mask is None else (lse_BHN != -math.inf).to(dtype)
+    return Partial(_heads(r_BHNS, heads[1]), lse_BHN, anything_BHN)
+
+
+def _queries_first(group: Tokens, w_k: Tensor, w_v: Tensor, heads: int) -> bool:
+    """Whether X (W^T q) takes fewer products than (X W^T) q, forward and backward, with tables that need no gradients."""
+    width, channels, rows = (len(w_k) + len(w_v)) // heads, w_k.shape[1], group.content.shape[1]
+    numbers = 0
+    for table in group.tables:
+        rows += table.shape[-2]
+        numbers += table.shape[-2] * table.shape[-1]
+    return 3 * width * channels + 4 * numbers <= 3 * width * rows
 
 
 def _heads(x_BHNC: Tensor, w_HDC: Tensor) -> Tensor:
     """A linear map of each head, `[B, H, N, D]`, by `[H, D, C]`, or `[B, H, D, C]` where samples differ."""
-    return linear(x_BHNC, w_HDC[0]) if len(w_HDC) == 1 and w_HDC.ndim == 3 else x_BHNC @ w_HDC.mT
+    return linear(x_BHNC, w_HDC.squeeze(0)) if len(w_HDC) == 1 and w_HDC.ndim == 3 else x_BHNC @ w_HDC.mT
 
 
 def _content(group: Tokens, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accuracy import Case, assert_accurate, assert_varies
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention, dense, explain, merge, partial
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention, dense, explain, merge, partial, separable
 from perceivers.ops.cross_attention.maps import attention_maps
 from perceivers.ops.tokens import Positions, Tokens
 
@@ -62,6 +62,16 @@ def test_accuracy(case, dtype, implementation):
 def test_float64_equals_reference(case, implementation):
     case = Case(**case)
     ours, truth = case.evaluate(implementation, torch.float64), case.evaluate("reference", torch.float64)
+    for name, true in truth.items():
+        torch.testing.assert_close(ours[name], true, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["queries_first", "rows_first"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_separable_projects_queries_or_rows(case, first, monkeypatch):
+    monkeypatch.setattr(separable, "_queries_first", lambda *_: first)
+    case = Case(**case)
+    ours, truth = case.evaluate("separable", torch.float64), case.evaluate("reference", torch.float64)
     for name, true in truth.items():
         torch.testing.assert_close(ours[name], true, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
 
