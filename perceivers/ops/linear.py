@@ -58,7 +58,8 @@ def _why_not() -> str | None:
     if "AuthenticAMD" not in vendor:
         return "MKL uses this processor well: it is not AMD's"
     one = torch.eye(2, device="cpu")
-    with suppress(AttributeError, TypeError, RuntimeError):  # it is PyTorch's private name, which a release may change
+    with suppress(AttributeError, TypeError, RuntimeError):  # PyTorch's private names, which a release may change
+        _plain(one, one)
         return None if torch.equal(_product(one, one), one) else "oneDNN's products are wrong"
     return f"PyTorch {torch.__version__} calls oneDNN in another way"
 

@@ -138,6 +138,9 @@ def test_why_not(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(module.Path, "read_text", lambda *_, **__: "vendor_id : AuthenticAMD")
     assert module._why_not() is None
+    with monkeypatch.context() as renamed:
+        renamed.delattr(torch._C, "_len_torch_dispatch_stack")
+        assert module._why_not() == f"PyTorch {torch.__version__} calls oneDNN in another way"
     monkeypatch.setattr(module, "_product", lambda *_: (_ for _ in ()).throw(TypeError))
     assert module._why_not() == f"PyTorch {torch.__version__} calls oneDNN in another way"
     monkeypatch.setattr(module, "_product", lambda x, weight: x + weight)
