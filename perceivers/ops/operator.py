@@ -1,6 +1,6 @@
 """Operators of our own, registered with PyTorch: whole for its compiler and export, with formulas for gradients.
 
-As `torch.library.custom_op`, whose first call imports PyTorch's compiler (a second, 100 MB) also where nobody compiles, and
+As `torch.library.custom_op`, whose first call imports PyTorch's compiler (a second, 200 MB) also where nobody compiles, and
 which looks at the storage of every argument and result at each call.
 """
 

@@ -73,18 +73,20 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
     group = call.once(("factors", g), lambda: factors(call.inputs[g]))
     content = call.once(("content", g), lambda: _content(group, dtype))
     rho = call.once(("rho", g), lambda: inverse_deviations(group, content, call.norm, dtype))
-    heads = [w.unflatten(0, (call.heads, -1)) for w in (w_k, w_v)]
-    if first := _queries_first(group, w_k, w_v, call.heads):
-        p_BQS = project(group, _heads(q_BHNK, heads[0].mT).flatten(1, 2))
+    if queries_first := _queries_first(group, w_k, w_v, call.heads):
+        k_HKX, v_HVX = (w.unflatten(0, (call.heads, -1)) for w in (w_k, w_v))  # X: the C channels
+        p_BQS = project(group, _heads(q_BHNK, k_HKX.mT).flatten(1, 2))
     else:
-        heads = call.once(("rows", g), lambda: [project(group, w).unflatten(-2, (call.heads, -1)) for w in (w_k, w_v)])
-        p_BQS = _heads(q_BHNK, heads[0].mT).flatten(1, 2)
+        k_HKX, v_HVX = call.once(  # X: the S rows
+            ("rows", g), lambda: [project(group, w).unflatten(-2, (call.heads, -1)) for w in (w_k, w_v)]
+        )
+        p_BQS = _heads(q_BHNK, k_HKX.mT).flatten(1, 2)
     lengths = [table.shape[-2] for table in group.tables]
     r_BQS, lse_BQ = separable_attention(p_BQS, content, rho, group.mask, group.index, lengths)
     lse_BHN = lse_BQ.unflatten(1, q_BHNK.shape[1:3])
-    r_BHNS = (collect(group, r_BQS) if first else r_BQS).unflatten(1, q_BHNK.shape[1:3])
+    r_BHNX = (collect(group, r_BQS) if queries_first else r_BQS).unflatten(1, q_BHNK.shape[1:3])
     anything_BHN = torch.ones_like(lse_BHN) if group.mask is None else (lse_BHN != -math.inf).to(dtype)
-    return Partial(_heads(r_BHNS, heads[1]), lse_BHN, anything_BHN)
+    return Partial(_heads(r_BHNX, v_HVX), lse_BHN, anything_BHN)
 
 
 def _queries_first(group: Tokens, w_k: Tensor, w_v: Tensor, heads: int) -> bool:

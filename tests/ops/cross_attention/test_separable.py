@@ -31,6 +31,13 @@ def test_operator(index, masked):
     assert torch.autograd.gradcheck(lambda *x: separable_attention(*x, mask, indices, lengths), tensors)
 
 
+def test_gradients_have_no_gradients():
+    p, *rest = operands(index=False, masked=False)
+    (grad,) = torch.autograd.grad(separable_attention(p, *rest)[0].square().sum(), p, create_graph=True)
+    with pytest.raises(RuntimeError, match="separable_attention_backward has no gradients"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("case", [{}, {"content": 9}, {"content": 9, "grids": ((5, 3, 4),)}, {"content": 9, "indexed": True}])
 def test_tiles_change_nothing(case, monkeypatch):
     """Nor do tiles of some rows of the first axis, which several queries share where there are many channels."""
