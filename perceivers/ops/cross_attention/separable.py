@@ -91,6 +91,8 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
 
 def _queries_first(group: Tokens, w_k: Tensor, w_v: Tensor, heads: int) -> bool:
     """Whether X (W^T q) takes fewer products than (X W^T) q, forward and backward, with tables that need no gradients."""
+    if torch.compiler.is_compiling():
+        return False  # a graph may be for any size, and choosing by it would tie the graph to it
     width, channels, rows = (len(w_k) + len(w_v)) // heads, w_k.shape[1], group.content.shape[1]
     numbers = 0
     for table in group.tables:
