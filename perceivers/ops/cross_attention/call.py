@@ -128,12 +128,15 @@ class Call:
             k_HK = k_HK + self.b_k
         return self.scale * (self.q_BHNK.to(k_HK.dtype) * k_HK.unflatten(0, (self.heads, 1, -1))).sum(-1)
 
-    def with_bias(self, out_BHNV: Tensor, b_v: Tensor | None, s_BHN1: Tensor | float) -> Tensor:
-        """Adds the folded bias to sum_m A_m (w_v x^_m), where s = sum_m A_m: 1, or 0 with nothing to attend to."""
+    def with_bias(self, out_BHNV: Tensor, b_v: Tensor | None, s_BHN1: Tensor | None) -> Tensor:
+        """Adds the folded bias to sum_m A_m (w_v x^_m), where s = sum_m A_m: 1, or 0 with nothing to attend to.
+
+        `None` stands for ones.
+        """
         if b_v is None:
             return out_BHNV
         b_H1V = b_v.unflatten(0, (self.heads, 1, -1))
-        return out_BHNV + (b_H1V if isinstance(s_BHN1, float) else b_H1V * s_BHN1)  # a float is 1
+        return out_BHNV + (b_H1V if s_BHN1 is None else b_H1V * s_BHN1)
 
 
 @dataclass(frozen=True)

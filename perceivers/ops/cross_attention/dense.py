@@ -27,16 +27,16 @@ def why_not(call: Call) -> str | None:
 
 def attend(
     q_BHNK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, mask_BM: Tensor | None, *, scale: float, dropout_p: float = 0.0
-) -> tuple[Tensor, Tensor | float]:
+) -> tuple[Tensor, Tensor | None]:
     """Fused attention; zeros where nothing may be attended.
 
     Returns:
-        `[B, H, N, V]`, and the sum of each sample's weights: 1, or where there is a mask `[B, 1, 1, 1]` of ones and zeros.
+        `[B, H, N, V]`, and the sum of each sample's weights: `[B, 1, 1, 1]` of ones and zeros, or `None` without a mask.
     """
     width, anything_B111 = v_BHMV.shape[-1], None
     if mask_BM is None and dropout_p == 0 and _few_pairs(q_BHNK, k_BHMK):
         a_NM = linear(scale * q_BHNK[0, 0], k_BHMK[0, 0]).softmax(-1)
-        return linear(a_NM, v_BHMV[0, 0].mT)[None, None], 1.0
+        return linear(a_NM, v_BHMV[0, 0].mT)[None, None], None
     if mask_BM is not None:
         # What a fully masked row gives differs between kernels and versions (NaN, zero, mean): attend to all, then clear.
         anything_B111 = mask_BM.any(-1)[:, None, None, None]
@@ -46,7 +46,7 @@ def attend(
         ..., :width
     ]
     if anything_B111 is None:
-        return out_BHNV, 1.0
+        return out_BHNV, None
     return out_BHNV.masked_fill(~anything_B111, 0), anything_B111.to(out_BHNV.dtype)
 
 

@@ -75,12 +75,12 @@ def _attend_to_group(call: Call, q_BHNK: Tensor, w_k: Tensor, w_v: Tensor, g: in
     rho = call.once(("rho", g), lambda: inverse_deviations(group, content, call.norm, dtype))
     if queries_first := _queries_first(group, w_k, w_v, call.heads):
         k_HKX, v_HVX = (w.unflatten(0, (call.heads, -1)) for w in (w_k, w_v))  # X: the C channels
-        p_BQS = project(group, _heads(q_BHNK, k_HKX.mT).flatten(1, 2))
     else:
         k_HKX, v_HVX = call.once(  # X: the S rows
             ("rows", g), lambda: [project(group, w).unflatten(-2, (call.heads, -1)) for w in (w_k, w_v)]
         )
-        p_BQS = _heads(q_BHNK, k_HKX.mT).flatten(1, 2)
+    q_BQX = _heads(q_BHNK, k_HKX.mT).flatten(1, 2)
+    p_BQS = project(group, q_BQX) if queries_first else q_BQX
     lengths = [table.shape[-2] for table in group.tables]
     r_BQS, lse_BQ = separable_attention(p_BQS, content, rho, group.mask, group.index, lengths)
     lse_BHN = lse_BQ.unflatten(1, q_BHNK.shape[1:3])
@@ -114,7 +114,7 @@ def _content(group: Tokens, dtype: torch.dtype) -> Tensor:
 
 def _finish(call: Call, whole: Partial, b_v: Tensor | None) -> Tensor:
     with torch.autocast(call.q_BHNK.device.type, enabled=False):
-        s_BHN1 = 1.0 if all(group.mask is None for group in call.inputs) else (whole.sum_BHN > 0).unsqueeze(-1)
+        s_BHN1 = None if all(group.mask is None for group in call.inputs) else (whole.sum_BHN > 0).unsqueeze(-1)
         divided = len(call.inputs) == 1  # by the operator; the results of several groups are merged with their weights
         return call.with_bias(whole.z_BHNV if divided else whole.finish(), b_v, s_BHN1)
 

@@ -60,18 +60,18 @@ def test_accuracy(case, dtype, implementation):
 
 @each_pair
 def test_float64_equals_reference(case, implementation):
-    case = Case(**case)
-    ours, truth = case.evaluate(implementation, torch.float64), case.evaluate("reference", torch.float64)
-    for name, true in truth.items():
-        torch.testing.assert_close(ours[name], true, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+    assert_equals_reference(Case(**case), implementation)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["queries_first", "rows_first"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_separable_projects_queries_or_rows(case, first, monkeypatch):
     monkeypatch.setattr(separable, "_queries_first", lambda *_: first)
-    case = Case(**case)
-    ours, truth = case.evaluate("separable", torch.float64), case.evaluate("reference", torch.float64)
+    assert_equals_reference(Case(**case), "separable")
+
+
+def assert_equals_reference(case: Case, implementation: str) -> None:
+    ours, truth = case.evaluate(implementation, torch.float64), case.evaluate("reference", torch.float64)
     for name, true in truth.items():
         torch.testing.assert_close(ours[name], true, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
 
