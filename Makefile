@@ -44,7 +44,7 @@ peers: .venv/.all
 	-.venv/bin/python -m benchmarks.peers
 
 clean:
-	rm -rf .venv .venv-peers build dist site *.egg-info perceivers/ops/cross_attention/_separable.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist site *.egg-info perceivers/kernels/_separable.* .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,7 +52,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 # The stamps say which extras are installed; a changed requirement or C file installs again.
-SOURCES := pyproject.toml constraints.txt setup.py perceivers/ops/cross_attention/separable.c
+SOURCES := pyproject.toml constraints.txt setup.py perceivers/kernels/separable.c
 
 .venv/.demo: .venv/bin/python $(SOURCES)
 	$(PIP) -e '.[demo]'

@@ -5,8 +5,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "perceivers.ops.cross_attention._separable",
-            ["perceivers/ops/cross_attention/separable.c"],
+            "perceivers.kernels._separable",
+            ["perceivers/kernels/separable.c"],
             # No -ffast-math: infinities and NaN mean something here. Contraction lets a * b + c be one operation.
             extra_compile_args=["-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi"],
             extra_link_args=["-pthread", "-lm"],

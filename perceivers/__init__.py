@@ -13,12 +13,12 @@ _EXPORTS = {
     "PerceiverBlock": "perceivers.perceiver",
     "PerceiverIO": "perceivers.perceiver_io",
     "create_model": "perceivers.factory",
-    "from_pretrained": "perceivers.checkpoints.sources",
+    "from_pretrained": "perceivers.checkpoints.detect",
     "list_models": "perceivers.factory",
 }
 
 if TYPE_CHECKING:
-    from perceivers.checkpoints.sources import from_pretrained
+    from perceivers.checkpoints.detect import from_pretrained
     from perceivers.factory import create_model, list_models
     from perceivers.perceiver import Perceiver, PerceiverBlock
     from perceivers.perceiver_io import PerceiverIO

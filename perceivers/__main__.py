@@ -17,11 +17,11 @@ COMMANDS = {
         "the metric of a run's model on its validation samples",
     ),
     "test": ("perceivers.training.run", "evaluate", ("test",), "the same on its test samples"),
-    "predict": ("perceivers.training.use", "predict", (), "what a trained model says of new files"),
-    "convert": ("perceivers.checkpoints.convert", "main", (), "weights from one format to another"),
+    "predict": ("perceivers.cli.predict", "predict", (), "what a trained model says of new files"),
+    "convert": ("perceivers.cli.convert", "main", (), "weights from one format to another"),
     "data": ("perceivers.training.sets", "main", (), "download well-known data sets"),
-    "explain": ("perceivers.training.use", "explain", (), "where a trained model looks, as pictures"),
-    "info": ("perceivers.info", "main", (), "what is installed here (the default); info MODEL: what a model is"),
+    "explain": ("perceivers.cli.predict", "explain", (), "where a trained model looks, as pictures"),
+    "info": ("perceivers.cli.info", "main", (), "what is installed here (the default); info MODEL: what a model is"),
 }
 
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_bool, an_int
-from perceivers.checkpoints.native import Pretrained
 from perceivers.inputs.base import a_shape
 from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.block import CrossAttentionBlock, LatentTransformer, block_settings
@@ -30,6 +29,7 @@ from perceivers.layers.encoder import LatentEncoder
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Positions, Tokens, check_array, check_grid, check_mask
 from perceivers.position import FourierFeatures
+from perceivers.pretrained import Pretrained
 
 
 class PerceiverBlock(nn.Module):
@@ -336,7 +336,7 @@ class Perceiver(Pretrained):
         """
         self.encoder.set_attention_implementation(name)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
+    def set_grad_checkpointing(self, enabled: bool) -> None:
         """Chooses whether a training step saves memory for time; results, gradients and checkpoints stay the same.
 
         Args:
@@ -346,7 +346,7 @@ class Perceiver(Pretrained):
         Raises:
             ValueError: If it is no bool.
         """
-        self.encoder.set_activation_checkpointing(enabled)
+        self.encoder.set_grad_checkpointing(enabled)
 
     @torch.no_grad()
     def explain(self, x: Tensor, mask: Tensor | None = None) -> str:

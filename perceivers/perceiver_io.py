@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers._checks import a_bool, an_int
-from perceivers._parts import describe
-from perceivers.checkpoints.native import Pretrained
+from perceivers._registry import describe
 from perceivers.inputs import InputModule
 from perceivers.layers.attention import resolve_channels
 from perceivers.layers.block import CrossAttentionBlock, block_settings
 from perceivers.layers.encoder import LatentEncoder
 from perceivers.ops.tokens import Tokens
 from perceivers.outputs import Encoded, Output
+from perceivers.pretrained import Pretrained
 
 
 class PerceiverIO(Pretrained):
@@ -297,9 +297,9 @@ class PerceiverIO(Pretrained):
         if self.decoder is not None:
             self.decoder.attention.set_attention_implementation(name)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
+    def set_grad_checkpointing(self, enabled: bool) -> None:
         """Chooses whether a training step saves memory for time; see `Perceiver`. The decoder is one block, kept as it is."""
-        self.encoder.set_activation_checkpointing(enabled)
+        self.encoder.set_grad_checkpointing(enabled)
 
     def flops(self, x: Any, mask: Any = None) -> int:
         """Multiplications and additions of matrix products and convolutions for these inputs, with dense cross-attention.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers._parts import Part, describe
+from perceivers._registry import Part, describe
 from perceivers.layers import CrossAttention
 from perceivers.ops.cross_attention import IMPLEMENTATIONS
 from perceivers.ops.tokens import Tokens

@@ -1,7 +1,7 @@
 """What all tests share: what may be skipped, and the count of tests for each implementation and each peer.
 
 `PERCEIVERS_REQUIRE` is a comma-separated list of what must be there: where it names "peers", a test whose peer is not
-installed fails instead of being skipped; where it names "native", the C kernel must have been built; where it names
+installed fails instead of being skipped; where it names "kernel", the C kernel must have been built; where it names
 "training", the extra of that name must be installed.
 """
 
@@ -12,9 +12,9 @@ from collections import Counter
 import pytest
 import torch
 
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, kernel
 
-REQUIRABLE = {"native", "peers", "training"}
+REQUIRABLE = {"kernel", "peers", "training"}
 REQUIRED = {name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name}
 PEERS = ("transformers", "perceiver_pytorch", "flamingo_pytorch")
 
@@ -64,7 +64,7 @@ def pytest_runtest_setup(item):
 
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("tests for each implementation and each peer")
-    for kind, names in (("implementation", IMPLEMENTATIONS), ("kernel", native.INSTRUCTION_SETS), ("peer", PEERS)):
+    for kind, names in (("implementation", IMPLEMENTATIONS), ("kernel", kernel.INSTRUCTION_SETS), ("peer", PEERS)):
         for name in names:
             outcomes = {o: _counts[f"{kind} {name}: {o}"] for o in ("passed", "failed", "skipped")}
             terminalreporter.write_line(f"{kind} {name}: " + ", ".join(f"{n} {o}" for o, n in outcomes.items()))

@@ -27,7 +27,7 @@ def main() -> None:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "_separable.*.so"))
             else:
                 shutil.copy(source, target)
-        kernel = copy / "perceivers/ops/cross_attention"
+        kernel = copy / "perceivers/kernels"
         library = kernel / f"_separable{sysconfig.get_config_var('EXT_SUFFIX')}"
         source = kernel / "separable.c"
         subprocess.run(["gcc", *FLAGS, *KERNEL_FLAGS, str(source), "-o", str(library), "-lm"], check=True)
@@ -40,9 +40,9 @@ def main() -> None:
             "LD_PRELOAD": preload,
             "ASAN_OPTIONS": "detect_leaks=0",
             "PYTHONPATH": str(copy),
-            "PERCEIVERS_REQUIRE": "native",
+            "PERCEIVERS_REQUIRE": "kernel",
         }
-        tests = ["tests/ops/cross_attention/test_native.py", "tests/ops/cross_attention/test_separable.py"]
+        tests = ["tests/ops/cross_attention/test_kernel.py", "tests/ops/cross_attention/test_separable.py"]
         # A child forked while another thread is inside AddressSanitizer's allocator waits for it for ever.
         selected = ["-m", "not slow", "--deselect", f"{tests[0]}::test_calls_after_fork"]
         command = [sys.executable, "-m", "pytest", "-q", *selected, "-p", "no:cacheprovider", *tests, *sys.argv[1:]]

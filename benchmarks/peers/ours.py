@@ -12,7 +12,7 @@ def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
     """Returns the model on its input, and its parameters, latents first."""
     model = Perceiver(**case["config"], attention_implementation=case.get("implementation", "auto"))
     model.load_state_dict(case["weights"])
-    model.set_activation_checkpointing(case.get("activation_checkpointing", False))
+    model.set_grad_checkpointing(case.get("grad_checkpointing", False))
     run = model.encode if model.head is None else model
     x = case["x"]
     return lambda: run(x), list(model.parameters())

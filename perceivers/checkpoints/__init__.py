@@ -1,1 +1,1 @@
-"""Models on disk."""
+"""Weights of other projects, read and written; ONNX export."""

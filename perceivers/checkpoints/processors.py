@@ -1,6 +1,6 @@
 """transformers' `preprocessor_config.json`, `id2label` and `problem_type`, from and to a description of our preprocessing.
 
-A description is a dict ready for JSON that `perceivers.training.preprocessing.Preprocessing.create` takes. What reads
+A description is a dict ready for JSON that `perceivers.data.preprocessing.Preprocessing.create` takes. What reads
 pictures there is PerceiverImageProcessor, what reads text PerceiverTokenizer, which has no file.
 """
 

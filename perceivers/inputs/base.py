@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_list, an_int
-from perceivers._parts import Part
+from perceivers._registry import Part
 from perceivers.inputs.ragged import pad_ragged
 from perceivers.ops.tokens import Positions, check_grid
 from perceivers.position import FourierFeatures, grid_coordinates

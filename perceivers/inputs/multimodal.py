@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import an_int, one_of
-from perceivers._parts import describe
+from perceivers._registry import describe
 from perceivers.inputs.base import InputModule, Located
 from perceivers.inputs.ragged import index_of
 from perceivers.ops.tokens import Positions, Tokens

@@ -74,7 +74,7 @@ class LatentEncoder(nn.Module):
             "num_latent_transformers_in_layers": depths,
             **shared,
         }
-        self.activation_checkpointing = False
+        self.grad_checkpointing = False
         self.latents = nn.Parameter(torch.empty(self.config["num_latent_tokens"], shared["dim"]))
         cross = {"kv_dim": kv_dim, "heads": cross_heads, "query_residual": query_residual, **shared}
         self.cross_attentions = nn.ModuleList(
@@ -100,7 +100,7 @@ class LatentEncoder(nn.Module):
     def forward(self, inputs: Sequence[Tokens]) -> Tensor:
         """Reads token groups, which share one softmax, into latents `[B, N, D]`."""
         latents_BND = self._initial(inputs)
-        if self.activation_checkpointing and torch.is_grad_enabled():
+        if self.grad_checkpointing and torch.is_grad_enabled():
             return self._recomputed(latents_BND, inputs)
         caches = {cross: {} for cross in self.config["layers_indice"]}  # layers that share weights share what these make
         for cross, (cross_attention, latent_transformers) in zip(self.config["layers_indice"], self.layers(), strict=True):
@@ -148,9 +148,9 @@ class LatentEncoder(nn.Module):
         for block in self.cross_attentions:
             cast(CrossAttentionBlock, block).attention.set_attention_implementation(name)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
+    def set_grad_checkpointing(self, enabled: bool) -> None:
         """Chooses whether what the backward pass needs is kept, or computed anew there."""
-        self.activation_checkpointing = a_bool("enabled", enabled)
+        self.grad_checkpointing = a_bool("enabled", enabled)
 
     def flops(self, num_inputs: int) -> int:
         """Multiplications and additions of the matrix products of one sample, with dense cross-attention."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import an_int
 from perceivers.layers.block import CrossAttentionBlock, block_settings
-from perceivers.layers.inputs import checked_inputs
+from perceivers.layers.checks import checked_inputs
 from perceivers.ops.tokens import Tokens
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_probability, an_int
 from perceivers.layers.attention import CrossAttention
+from perceivers.layers.checks import checked_inputs
 from perceivers.layers.feed_forward import FeedForward
-from perceivers.layers.inputs import checked_inputs
 from perceivers.ops.tokens import Tokens
 
 

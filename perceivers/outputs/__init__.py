@@ -1,10 +1,10 @@
 """Output modules of `PerceiverIO`: they make queries, and results of what the queries gather from the latents."""
 
-from perceivers.outputs.given import GivenQueries
+from perceivers.outputs.base import Encoded, Output, QueryOutput
+from perceivers.outputs.given_queries import GivenQueries
 from perceivers.outputs.grid import Grid
 from perceivers.outputs.learned import LearnedQueries, MultiTask
 from perceivers.outputs.multimodal import Multimodal
-from perceivers.outputs.output import Encoded, Output, QueryOutput
 from perceivers.outputs.per_input import PerInput, PerToken
 from perceivers.outputs.pooled import MeanPool
 from perceivers.outputs.vocabulary import TokenLogits

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perceivers._checks import a_list, an_int, one_of
 from perceivers.ops.tokens import Positions, Tokens
-from perceivers.outputs.output import Encoded, QueryOutput, learned_queries
+from perceivers.outputs.base import Encoded, QueryOutput, learned_queries
 from perceivers.position import FourierFeatures, by_kinds
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from perceivers._checks import an_int
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs.output import Encoded, Output, QueryOutput, check_query_mask, learned_queries, refuse_indices
+from perceivers.outputs.base import Encoded, Output, QueryOutput, check_query_mask, learned_queries, refuse_indices
 
 
 class LearnedQueries(QueryOutput):

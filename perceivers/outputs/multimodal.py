@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import an_int
-from perceivers._parts import describe
+from perceivers._registry import describe
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs.output import Encoded, Output
+from perceivers.outputs.base import Encoded, Output
 
 
 class Multimodal(Output):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_number, an_int
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs.output import Encoded, QueryOutput
+from perceivers.outputs.base import Encoded, QueryOutput
 
 
 class InputQueries(QueryOutput):

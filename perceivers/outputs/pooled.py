@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_bool, an_int
 from perceivers.layers.linear import Linear
-from perceivers.outputs.output import Encoded, Output, refuse_indices
+from perceivers.outputs.base import Encoded, Output, refuse_indices
 
 
 class MeanPool(Output):

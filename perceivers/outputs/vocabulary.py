@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from perceivers._checks import an_int
 from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs.output import Encoded, QueryOutput, learned_queries
+from perceivers.outputs.base import Encoded, QueryOutput, learned_queries
 
 
 class TokenLogits(QueryOutput):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from perceivers.training.files import replacing
+from perceivers._atomic import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -14,11 +14,11 @@ from torchmetrics.regression import MeanAbsoluteError
 
 from perceivers import losses
 from perceivers._checks import a_probability, one_of
+from perceivers.data.preprocessing import Preprocessing, Videos
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.augment import augmented, changes_of
-from perceivers.training.data import seed_of
+from perceivers.training.datamodule import seed_of
 from perceivers.training.optim import SCHEDULES, learning_rate_factor, make_optimizer
-from perceivers.training.preprocessing import Preprocessing, Videos
 
 METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae", "pretraining": "loss"}
 # What of a pretrained model is not taken over.
@@ -124,7 +124,7 @@ class Training(Trained):
     Args:
         network: Arguments of `PerceiverIO`, also one by one, such as --model.network.dim 64; what is not given is chosen
             for the data, see `suggest`.
-        preprocessing: The description of the data, see `perceivers.training.preprocessing`.
+        preprocessing: The description of the data, see `perceivers.data.preprocessing`.
         start: Folder of a pretrained model whose inputs and encoder are begun with, see `Pretraining`; `None` for none.
         optimizer: "adamw" or "lamb".
         lr: Highest learning rate.
@@ -139,7 +139,7 @@ class Training(Trained):
         mixup: Parameter of the Beta distribution that two samples are mixed by; 0 for none.
         cutmix: The same for rectangles put into another picture.
         compile: Whether to run the model through `torch.compile`.
-        activation_checkpointing: Whether to save memory for time, see `PerceiverIO.set_activation_checkpointing`.
+        grad_checkpointing: Whether to save memory for time, see `PerceiverIO.set_grad_checkpointing`.
         seed: Seed of the weights and of all that is random in a step.
 
     Raises:
@@ -164,7 +164,7 @@ class Training(Trained):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         compile: bool = False,
-        activation_checkpointing: bool = False,
+        grad_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(preprocessing, optimizer, lr, betas, weight_decay, schedule, warm_up, seed)
@@ -178,7 +178,7 @@ class Training(Trained):
         if pretrained is not None:
             self.network.inputs.load_state_dict(pretrained.inputs.state_dict())
             self.network.encoder.load_state_dict(pretrained.encoder.state_dict())
-        self.network.set_activation_checkpointing(activation_checkpointing)
+        self.network.set_grad_checkpointing(grad_checkpointing)
         if compile:
             self.network.compile()
         self.task, classes = self.preprocessing.task, len(self.preprocessing.labels)

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers._checks import a_probability
+from perceivers.data.preprocessing import Table, Text, collate
 from perceivers.inputs import ByteTokenizer, InputModule
 from perceivers.inputs.ragged import packed
 from perceivers.ops.tokens import Tokens
 from perceivers.perceiver_io import PerceiverIO
-from perceivers.training.data import seed_of
+from perceivers.training.datamodule import seed_of
 from perceivers.training.module import Trained, suggest
-from perceivers.training.preprocessing import Table, Text, collate
 
 # Shares that others found good: of patches in masked autoencoders of pictures, and of videos (Tong et al., 2022); of bytes
 # more than BERT's 0.15, as nothing stands for them.
@@ -32,7 +32,7 @@ class Pretraining(Trained):
 
     Args:
         network: Arguments of `PerceiverIO`; what is not given is chosen for the data, see `suggest`.
-        preprocessing: The description of the data, see `perceivers.training.preprocessing`.
+        preprocessing: The description of the data, see `perceivers.data.preprocessing`.
         hidden: Share of the inputs that is left out; `None` for 0.75, 0.9 of video, or 0.3 of bytes and columns.
         optimizer: See `Training`, and so for all that follow.
         lr: Highest learning rate.

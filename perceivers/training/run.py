@@ -23,11 +23,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from perceivers.checkpoints.native import PREPROCESSING
+from perceivers._atomic import replacing, sweep
 from perceivers.perceiver_io import PerceiverIO
+from perceivers.pretrained import PREPROCESSING
 from perceivers.training.checkpoint import AtomicCheckpointIO
-from perceivers.training.data import PathData
-from perceivers.training.files import replacing, sweep
+from perceivers.training.datamodule import PathData
 from perceivers.training.module import METRICS, Trained, Training
 from perceivers.training.pretrain import Pretraining
 from perceivers.training.progress import Progress

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from perceivers.training.files import replacing
+from perceivers._atomic import replacing
 
 Arrays = dict[str, np.ndarray]
 

@@ -20,7 +20,7 @@ from against_peers.goldens.make_deepmind import PUBLISHED as published
 
 from accuracy import assert_varies
 from perceivers import create_model, from_pretrained
-from perceivers.checkpoints.transformers import save
+from perceivers.checkpoints.formats.transformers import save
 
 GOLDENS = Path(__file__).parent / "goldens"
 SHAPES = json.loads((GOLDENS / "deepmind.json").read_text())

@@ -160,7 +160,7 @@ def test_published_size(peer):
     from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
     from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
 
-    from perceivers.checkpoints import resamplers
+    from perceivers.checkpoints.formats import resamplers
 
     theirs = draw_parameters(Idefics2PerceiverResampler(Idefics2PerceiverConfig()).eval())
     ours = resamplers.load(theirs.state_dict(), "theirs")

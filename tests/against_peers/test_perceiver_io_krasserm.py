@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from accuracy import assert_varies
 from perceivers import create_model, from_pretrained
 from perceivers.__main__ import main
-from perceivers.checkpoints import perceiver_io
+from perceivers.checkpoints.formats import krasserm
 
 RESULTS = np.load(GOLDEN) if GOLDEN.exists() else {}
 GOLDENS = json.loads(bytes(RESULTS["described"])) if RESULTS else {}
 FORMS = ("state_dict.pt", "lightning.ckpt", "hub", "state_dict.safetensors", "hub with .bin")
-SETTINGS = (*perceiver_io.ENCODER, *perceiver_io.DECODER, "rescale_factor")
+SETTINGS = (*krasserm.ENCODER, *krasserm.DECODER, "rescale_factor")
 
 # Theirs: ours, of gradients.
 PARAMETERS = {
@@ -169,7 +169,7 @@ def test_published_sizes(name, parameters):
         encoder = described["config"]["model_config"]["encoder"]
         axes = encoder["image_shape"][:2]
         state[f"backend_model.{POSITIONS}"] = torch.from_numpy(fourier(axes, encoder["num_frequency_bands"])).float()
-    model = perceiver_io.load_folder(described["config"], state, name)
+    model = krasserm.load_folder(described["config"], state, name)
     assert sum(p.numel() for p in model.parameters()) == parameters
     with torch.device("meta"):
         assert model.config == create_model(name).config | {"activation": "gelu"}
@@ -220,12 +220,12 @@ def changed(encoder=None, decoder=None, **rest) -> dict[str, Any]:
 def test_settings_must_fit(change, message):
     state = state_of(PLAIN, torch.float32)
     with pytest.raises(ValueError, match=message):
-        perceiver_io.load(state, "file", **changed(**change))
+        krasserm.load(state, "file", **changed(**change))
 
 
 def test_all_missing_settings_are_named_together(tmp_path):
     source, _ = write("flow", "state_dict.pt", state_of("flow", torch.float32), tmp_path)
-    with pytest.raises(ValueError, match="encoder lacks " + ", ".join(perceiver_io.ENCODER)):
+    with pytest.raises(ValueError, match="encoder lacks " + ", ".join(krasserm.ENCODER)):
         from_pretrained(source)
     with pytest.raises(ValueError, match="decoder lacks num_cross_attention_heads, rescale_factor"):
         from_pretrained(source, encoder=untold("flow")["encoder"])
@@ -261,7 +261,7 @@ def test_all_missing_settings_are_named_together(tmp_path):
 def test_weights_must_fit(change, message):
     state = {name: tensor for name, tensor in {**state_of(PLAIN, torch.float32), **change}.items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
-        perceiver_io.load(state, "file", **changed({"image_shape": (7, 9, 3)}))
+        krasserm.load(state, "file", **changed({"image_shape": (7, 9, 3)}))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_weights_must_fit(change, message):
 )
 def test_weights_of_optical_flow_must_fit(change, message):
     with pytest.raises(ValueError, match=message):
-        perceiver_io.load({**state_of("flow", torch.float32), **change}, "file", **untold("flow"))
+        krasserm.load({**state_of("flow", torch.float32), **change}, "file", **untold("flow"))
 
 
 @pytest.mark.parametrize("case", [PLAIN, "flow with residual", "tied", "untied", "classified text"])
@@ -285,12 +285,12 @@ def test_any_bad_tensor_is_one_error(case, bad):
     for name in state:
         others = {key: tensor for key, tensor in state.items() if key != name}
         with pytest.raises(ValueError, match=r"file: .*(missing|shape|attends|no place|lacks|must|weights show|embeddings)"):
-            perceiver_io.load(others | ({} if bad is None else {name: bad}), "file", **untold(case))
+            krasserm.load(others | ({} if bad is None else {name: bad}), "file", **untold(case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype):
-    model = perceiver_io.load(state_of(PLAIN, dtype), "file", **untold(PLAIN))
+    model = krasserm.load(state_of(PLAIN, dtype), "file", **untold(PLAIN))
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert model.config["inputs"]["resolution"] == [7, 9]
 

@@ -6,8 +6,8 @@ import torch
 from accuracy import assert_varies, draw_parameters
 from perceivers import Perceiver, PerceiverIO, from_pretrained
 from perceivers.__main__ import main
-from perceivers.checkpoints import perceiver_pytorch
-from perceivers.checkpoints.translate import read_weights
+from perceivers.checkpoints.formats import perceiver_pytorch
+from perceivers.checkpoints.state_dict import read_weights
 
 pytestmark = pytest.mark.peer("perceiver_pytorch")
 COMMON = {"num_latent_tokens": 5, "dim": 12, "heads": 3, "cross_heads": 2, "bias": "out", "activation": "geglu"}

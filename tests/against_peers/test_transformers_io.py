@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from accuracy import assert_varies, draw_parameters
 from perceivers import PerceiverIO, from_pretrained
 from perceivers.__main__ import main
-from perceivers.checkpoints.transformers import save
+from perceivers.checkpoints.formats.transformers import save
 from perceivers.inputs.flow import neighbourhoods
 
 pytestmark = pytest.mark.peer("transformers")

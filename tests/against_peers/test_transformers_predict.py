@@ -15,8 +15,8 @@ from PIL import Image
 from accuracy import draw_parameters
 from perceivers import from_pretrained
 from perceivers.__main__ import main
-from perceivers.training.preprocessing import Preprocessing
-from perceivers.training.use import load, results
+from perceivers.cli.predict import load, results
+from perceivers.data.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.peer("transformers")
 CLASSES = 7

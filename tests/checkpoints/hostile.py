@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from perceivers import Perceiver, PerceiverIO, from_pretrained, inputs, outputs
-from perceivers.checkpoints import transformers
-from perceivers.training.preprocessing import Preprocessing
+from perceivers.checkpoints.formats import transformers
+from perceivers.data.preprocessing import Preprocessing
 
 HUGE = 10**12
 DEEP = 200_000  # enough to end a process that follows it by recursion

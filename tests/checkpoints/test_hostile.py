@@ -25,7 +25,7 @@ from checkpoints.hostile import (
     zipped,
 )
 
-from perceivers.training.preprocessing import Preprocessing
+from perceivers.data.preprocessing import Preprocessing
 
 FAST, SLOW = 150, 10_000
 SECONDS, MEGABYTES = 1.0, 100

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from perceivers import from_pretrained
-from perceivers.checkpoints import pickles
-from perceivers.checkpoints.pickles import read_pickle
-from perceivers.checkpoints.translate import read_weights
+from perceivers.checkpoints.readers import pickles
+from perceivers.checkpoints.readers.pickles import read_pickle
+from perceivers.checkpoints.state_dict import read_weights
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -5,7 +5,7 @@ import torch
 
 from perceivers import from_pretrained
 from perceivers.__main__ import main
-from perceivers.checkpoints import resamplers
+from perceivers.checkpoints.formats import resamplers
 
 
 def flamingo(prefix="", depth=2):

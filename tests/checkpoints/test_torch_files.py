@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from perceivers.checkpoints.native import without_storage
-from perceivers.checkpoints.torch_files import Record, contents
-from perceivers.checkpoints.translate import read_weights
+from perceivers.checkpoints.readers.torch_files import Record, contents
+from perceivers.checkpoints.state_dict import read_weights
+from perceivers.pretrained import without_storage
 
 
 @pytest.fixture(params=["zip", "before 1.6"])

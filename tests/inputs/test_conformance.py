@@ -14,7 +14,7 @@ import torch
 from inputs.cases import CASES, B, multimodal, multimodal_data
 
 from accuracy import assert_varies, draw_parameters
-from perceivers._parts import describe
+from perceivers._registry import describe
 from perceivers.inputs import InputModule, Located, Multimodal
 from perceivers.layers import CrossAttention
 from perceivers.ops.cross_attention import IMPLEMENTATIONS

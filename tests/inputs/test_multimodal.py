@@ -9,7 +9,7 @@ import torch
 from inputs.cases import B, multimodal, multimodal_data
 
 from accuracy import draw_parameters
-from perceivers._parts import describe
+from perceivers._registry import describe
 from perceivers.inputs import InputModule, Labels, Located, Multimodal, Pixels, TimeSeries
 from perceivers.inputs.multimodal import replace_by
 from perceivers.layers import CrossAttention

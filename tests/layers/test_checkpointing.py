@@ -47,7 +47,7 @@ def test_the_same_gradients(make, settings):
     x, mask = torch.randn(3, 2, 5, 4), torch.rand(3, 5, 4) > 0.2
     mask = None if settings.get("attention_dropout") else mask
     wanted = gradients(model, x, mask)
-    model.set_activation_checkpointing(True)
+    model.set_grad_checkpointing(True)
     found = gradients(model, x, mask)
     for one, other in zip(wanted, found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
@@ -75,7 +75,7 @@ def kept(model, x):
 def test_less_is_kept():
     model, x = perceiver_io(num_latent_tokens=64, num_latent_transformers_in_layers=[6, 6]), torch.randn(8, 2, 5, 4)
     whole = kept(model, x)
-    model.set_activation_checkpointing(True)
+    model.set_grad_checkpointing(True)
     assert kept(model, x) < whole / 5
 
 
@@ -85,7 +85,7 @@ from pathlib import Path
 from perceivers import Perceiver
 model = Perceiver(data_shape=[1, 8, 8], num_bands=2, num_classes=2, num_latent_tokens=256, dim=128, heads=4,
                   layers_indice=[0], num_latent_transformers_in_layers=[16])
-model.set_activation_checkpointing(sys.argv[1] == "on")
+model.set_grad_checkpointing(sys.argv[1] == "on")
 model(torch.randn(1, 1, 2, 2)).sum().backward()  # what is imported and allocated once
 x = torch.randn(16, 1, 8, 8)
 peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])  # rusage has the parent's too
@@ -107,4 +107,4 @@ def test_the_process_needs_less_memory():
 
 def test_wrong_use():
     with pytest.raises(ValueError, match="enabled='yes'"):
-        perceiver().set_activation_checkpointing("yes")
+        perceiver().set_grad_checkpointing("yes")

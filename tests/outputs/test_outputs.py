@@ -10,7 +10,7 @@ from accuracy import draw_parameters
 from perceivers import PerceiverIO, inputs, outputs
 from perceivers.layers import CrossAttentionBlock
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs.rows import take, unravel
+from perceivers.outputs.gather import take, unravel
 
 SMALL = {"num_latent_tokens": 5, "dim": 12, "heads": 2, "num_latent_transformers_in_layers": [1]}
 PIXELS = {"kind": "Pixels", "data_shape": [2, 4, 6], "num_bands": 2}

@@ -13,7 +13,7 @@ import pandas  # a dependency of datasets
 
 import training_material as material
 from perceivers.__main__ import main
-from perceivers.training.data import PathData
+from perceivers.training.datamodule import PathData
 from perceivers.training.module import Training
 from perceivers.training.pretrain import Pretraining
 from training_material import TINY

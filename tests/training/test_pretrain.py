@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 pytest.importorskip("lightning", reason="the training extra is not installed")
 import training_material as material
 from perceivers.__main__ import main
-from perceivers.training.data import PathData, batch_of
+from perceivers.training.datamodule import PathData, batch_of
 from perceivers.training.pretrain import Pretraining, hide
 from training_material import TINY
 

@@ -18,7 +18,7 @@ import training_material as material
 from perceivers.__main__ import main
 from perceivers.training import files
 from perceivers.training.checkpoint import AtomicCheckpointIO
-from perceivers.training.data import ShuffledBatches
+from perceivers.training.datamodule import ShuffledBatches
 from perceivers.training.module import Training
 from training_material import TINY
 
@@ -105,7 +105,7 @@ def test_killed_while_gradients_add_up(step, whole, tmp_path, monkeypatch):
         "--trainer.precision=bf16-mixed",
         "--model.mixup=0.3",
     ]
-    options += ["--model.optimizer=lamb", "--model.activation_checkpointing=true", "--model.pictures=crop+flip+randaugment"]
+    options += ["--model.optimizer=lamb", "--model.grad_checkpointing=true", "--model.pictures=crop+flip+randaugment"]
     data = str(whole / "digits")
     assert main(["fit", data, f"--output={tmp_path / 'run'}", *options]) == 0
     with monkeypatch.context() as patch:

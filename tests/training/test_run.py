@@ -19,10 +19,10 @@ pytest.importorskip("lightning", reason="the training extra is not installed")
 import training_material as material
 from perceivers import PerceiverIO
 from perceivers.__main__ import main
+from perceivers.data.detect import recognise
+from perceivers.data.preprocessing import Pictures, Videos
 from perceivers.layers.encoder import LatentEncoder
 from perceivers.training.augment import _changed
-from perceivers.training.preprocessing import Pictures, Videos
-from perceivers.training.recognise import recognise
 from training_material import TINY
 
 pytestmark = [pytest.mark.filterwarnings("default")]
@@ -186,7 +186,7 @@ def test_precision_and_activation_checkpointing(precision, dtype, mixed, monkeyp
 
     monkeypatch.setattr(LatentEncoder, "_recomputed", spy)
     material.pictures(Path("digits"))
-    options = [*TINY, "--trainer.max_epochs=3", "--model.activation_checkpointing=true", "--model.lr=0.005"]
+    options = [*TINY, "--trainer.max_epochs=3", "--model.grad_checkpointing=true", "--model.lr=0.005"]
     assert main(["fit", "digits", "--output=run", f"--trainer.precision={precision}", *options]) == 0
     assert seen == {(dtype, mixed)}
     losses = [float(row["val_loss"]) for row in rows("run/metrics.csv")]
@@ -207,7 +207,7 @@ def test_compiled():
 
 
 def test_large_arrays_are_mapped(monkeypatch):
-    from perceivers.training import recognise as module
+    from perceivers.data import detect as module
 
     material.arrays(Path("digits.npz"))
     small = module.read_npz(Path("digits.npz"))

@@ -17,8 +17,8 @@ pytest.importorskip("lightning", reason="the training extra is not installed")
 from PIL import Image
 
 from perceivers.__main__ import main
+from perceivers.data.detect import recognise
 from perceivers.training import sets
-from perceivers.training.recognise import recognise
 
 NAMES = {
     "x_train": "train-images-idx3-ubyte",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from perceivers.ops.cross_attention import absorbed, native, separable
+from perceivers.ops.cross_attention import absorbed, kernel, separable
 from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.tokens import Tokens
 
@@ -107,6 +107,6 @@ def _passes(call: Call, group: Tokens, channels: int) -> float:
     in_pytorch = (
         len(group.tables) < 2 or torch.compiler.is_compiling()
     )  # the compiler does not trace the search for the kernel
-    if in_pytorch or native.why_not(group.content, call.w_k.dtype, group.index) is not None:
+    if in_pytorch or kernel.why_not(group.content, call.w_k.dtype, group.index) is not None:
         return PASSES + (0 if group.index is None else GATHER * len(group.tables))
     return KERNEL_PASSES + (0 if channels <= 3 else KERNEL_CHANNEL * channels) - 4 * min(channels, 3)

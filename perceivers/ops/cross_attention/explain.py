@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from perceivers.ops.cross_attention import native
+from perceivers.ops.cross_attention import kernel
 from perceivers.ops.cross_attention.call import Call, Implementation
 from perceivers.ops.cross_attention.cost import choose, costs, unmeasured
 
@@ -41,7 +41,7 @@ def explain(call: Call, implementations: Mapping[str, Implementation], implement
 
 
 def _path(call: Call) -> str:
-    reasons = [native.why_not(group.content, call.w_k.dtype, group.index) for group in call.inputs if len(group.tables) > 1]
+    reasons = [kernel.why_not(group.content, call.w_k.dtype, group.index) for group in call.inputs if len(group.tables) > 1]
     if not reasons:
         return "no group has positions of two or more axes: their encoded arrays are read in tiles"
-    return next((f"in PyTorch: {reason}" for reason in reasons if reason), native.description())
+    return next((f"in PyTorch: {reason}" for reason in reasons if reason), kernel.description())

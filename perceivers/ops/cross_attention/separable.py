@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from perceivers.ops.cross_attention import native
+from perceivers.ops.cross_attention import kernel
 from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.factored import collect, factors, inverse_deviations, project
 from perceivers.ops.cross_attention.partial import Partial, finite, merge
@@ -109,7 +109,7 @@ def _heads(x_BHNC: Tensor, w_HDC: Tensor) -> Tensor:
 def _content(group: Tokens, dtype: torch.dtype) -> Tensor:
     """The visible content in the dtype of the queries; half precision stays, for the operator widens it where it reads."""
     content = group.visible_content()
-    return content if content.dtype in native.CONTENT_TYPES else content.to(dtype)
+    return content if content.dtype in kernel.CONTENT_TYPES else content.to(dtype)
 
 
 def _finish(call: Call, whole: Partial, b_v: Tensor | None) -> Tensor:
@@ -251,8 +251,8 @@ def separable_attention(
         R_1, ..., R_A and sum_m A_m rho_m u_m, `[B, Q, S]`; log-sum-exp of the scores, `[B, Q]`, -inf where nothing may be
         attended, whose sums are zero.
     """
-    if native.why_not(content, p_BQS.dtype, index) is None:
-        return native.forward(native.Operands(p_BQS, content, rho, mask, lengths))
+    if kernel.why_not(content, p_BQS.dtype, index) is None:
+        return kernel.forward(kernel.Operands(p_BQS, content, rho, mask, lengths))
     r_BQS = torch.zeros_like(p_BQS)
     max_BQ1 = p_BQS.new_full((*p_BQS.shape[:2], 1), -math.inf)
     sum_BQ1 = torch.zeros_like(max_BQ1)
@@ -292,9 +292,9 @@ def separable_attention_backward(
         dp = sums of dS rho, as r is of A rho                            du_m = rho_m sum_q (dS p_u + A dr_u)
         drho_m = sum_q (dS S + A dA) / rho_m
     """
-    if native.why_not(content, p_BQS.dtype, index) is None:
-        operands = native.Operands(p_BQS, content, rho, mask, lengths)
-        return native.backward(operands, lse_BQ, offset_BQ, grad_BQS, inputs_too)
+    if kernel.why_not(content, p_BQS.dtype, index) is None:
+        operands = kernel.Operands(p_BQS, content, rho, mask, lengths)
+        return kernel.backward(operands, lse_BQ, offset_BQ, grad_BQS, inputs_too)
     grad_p_BQS, channels = torch.zeros_like(p_BQS), content.shape[1]
     grad_content = rho.new_zeros(content.shape if inputs_too else 0)
     grad_rho = rho.new_zeros(rho.shape if inputs_too else 0)

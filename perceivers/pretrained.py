@@ -43,7 +43,7 @@ class Pretrained(
         config: The arguments of the constructor.
         model_name: Name of the published configuration, or `None`.
         preprocessing: How files become what the model takes, and the names of its classes: a description for
-            `perceivers.training.preprocessing.Preprocessing.create`, or `None`. It is saved with the model.
+            `perceivers.data.preprocessing.Preprocessing.create`, or `None`. It is saved with the model.
     """
 
     config: dict[str, Any]

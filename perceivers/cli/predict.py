@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from perceivers.checkpoints.native import PREPROCESSING
-from perceivers.checkpoints.sources import from_pretrained
+from perceivers._atomic import replacing
+from perceivers.checkpoints.detect import from_pretrained
+from perceivers.data.detect import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
+from perceivers.data.preprocessing import Points, Preprocessing, Sounds, collate
 from perceivers.layers import Resampler
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
-from perceivers.training.files import replacing
-from perceivers.training.preprocessing import Points, Preprocessing, Sounds, collate
-from perceivers.training.recognise import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
+from perceivers.pretrained import PREPROCESSING
 
 SUFFIXES = {
     "Pictures": PICTURES,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers._parts import Part
+from perceivers._registry import Part
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs.rows import take
+from perceivers.outputs.gather import take
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_bool, a_number, an_int
-from perceivers.checkpoints.columns import columns
-from perceivers.checkpoints.transformers import Plan
-from perceivers.checkpoints.translate import read_hyper_parameters, translated
+from perceivers.checkpoints.feature_order import columns
+from perceivers.checkpoints.formats.transformers import Plan
+from perceivers.checkpoints.state_dict import read_hyper_parameters, translated
 from perceivers.inputs.flow import FRAMES, KERNEL
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.position import FourierFeatures

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.translate import counterpart, translated
+from perceivers.checkpoints.state_dict import counterpart, translated
 from perceivers.layers import Resampler
 
 

@@ -13,7 +13,7 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 def library() -> ctypes.CDLL | str:
     """The kernel, or why there is none."""
     for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).parent / "ops" / "cross_attention" / f"_separable{suffix}"
+        path = Path(__file__).parent / f"_separable{suffix}"
         if path.exists():
             try:
                 return ctypes.CDLL(str(path))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from perceivers import PerceiverIO, create_model, from_pretrained, inputs, outputs
-from perceivers.checkpoints.translate import read_weights
+from perceivers.checkpoints.state_dict import read_weights
 
 
 @pytest.mark.parametrize("kind", ["Perceiver", "PerceiverIO"])

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from accuracy import Case, assert_accurate
-from perceivers.ops.cross_attention import native, separable
+from perceivers.ops.cross_attention import kernel, separable
 from perceivers.ops.cross_attention.separable import separable_attention
 
-REQUIRED = "native" in os.environ.get("PERCEIVERS_REQUIRE", "")
-FOUND = native.instruction_set()
-SETS = native.INSTRUCTION_SETS[: 1 + native.INSTRUCTION_SETS.index(FOUND)] if FOUND else ()
+REQUIRED = "kernel" in os.environ.get("PERCEIVERS_REQUIRE", "")
+FOUND = kernel.instruction_set()
+SETS = kernel.INSTRUCTION_SETS[: 1 + kernel.INSTRUCTION_SETS.index(FOUND)] if FOUND else ()
 
 CASES = {
     "grid_7x9": {},
@@ -43,18 +43,18 @@ CASES = {
 
 def test_kernel_is_there():
     if FOUND is None:
-        assert not REQUIRED, native.description()
-        pytest.skip(native.description())
-    assert native.description() == f"separable uses its C kernel, {FOUND}"
+        assert not REQUIRED, kernel.description()
+        pytest.skip(kernel.description())
+    assert kernel.description() == f"separable uses its C kernel, {FOUND}"
 
 
 @pytest.fixture(params=SETS)
 def instruction_set(request, monkeypatch):
     monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", request.param)
-    assert native.instruction_set() == request.param
+    assert kernel.instruction_set() == request.param
     calls = []
-    original = native._run
-    monkeypatch.setattr(native, "_run", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    original = kernel._run
+    monkeypatch.setattr(kernel, "_run", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     yield request.param
     assert calls, "the kernel was not called"
 
@@ -118,7 +118,7 @@ def test_a_team_gives_the_same_bits_as_threads(instruction_set, monkeypatch):
     """PyTorch's own threads, where they can be had, or new ones."""
     arguments = operands()
     with_team = separable_attention(*arguments)
-    monkeypatch.setattr(native, "_team", lambda: None)
+    monkeypatch.setattr(kernel, "_team", lambda: None)
     assert all(torch.equal(a, b) for a, b in zip(separable_attention(*arguments), with_team, strict=True))
 
 
@@ -126,12 +126,12 @@ def test_team_is_found():
     """On Linux PyTorch's wheels bring GNU's OpenMP; without it threads are started for each call."""
     torch.randn(300, 300) @ torch.randn(300, 300)
     if REQUIRED:
-        assert native._team() is not None
+        assert kernel._team() is not None
 
 
 def test_team_is_found_beside_that_of_another_package():
     sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    code = "import sklearn.svm; from perceivers.ops.cross_attention import native; print(native._team() is not None)"
+    code = "import sklearn.svm; from perceivers.ops.cross_attention import kernel; print(kernel._team() is not None)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     if REQUIRED:
         assert found.strip() == "True", sklearn.__file__
@@ -155,8 +155,8 @@ def test_reads_half_precision(instruction_set, dtype, floats):
 
 def powers(x, name):
     y = torch.empty_like(x)
-    path = native.INSTRUCTION_SETS.index(name)
-    native._library().perceivers_power(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_int64(len(x)), path)
+    path = kernel.INSTRUCTION_SETS.index(name)
+    kernel._library().perceivers_power(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_int64(len(x)), path)
     return y
 
 
@@ -225,8 +225,8 @@ def test_calls_after_fork(instruction_set):
     if hasattr(os, "fork") and threading.active_count() == 1:
         child = os.fork()
         if child == 0:
-            same_call = native.Operands(*arguments[:4], arguments[5])
-            same = all(torch.equal(a, b) for a, b in zip(native.forward(same_call), wanted, strict=True))
+            same_call = kernel.Operands(*arguments[:4], arguments[5])
+            same = all(torch.equal(a, b) for a, b in zip(kernel.forward(same_call), wanted, strict=True))
             os._exit(0 if same else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -244,13 +244,13 @@ def test_sums_over_many_inputs_keep_their_accuracy(instruction_set):
 
 def test_environment_variable(monkeypatch):
     if FOUND is None:
-        pytest.skip(native.description())
+        pytest.skip(kernel.description())
     monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "none")
-    assert native.instruction_set() is None
-    assert "PERCEIVERS_INSTRUCTION_SET=none" in native.description()
+    assert kernel.instruction_set() is None
+    assert "PERCEIVERS_INSTRUCTION_SET=none" in kernel.description()
     monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "sse9")
     with pytest.raises(ValueError, match="PERCEIVERS_INSTRUCTION_SET='sse9' must be none or one of baseline"):
-        native.instruction_set()
+        kernel.instruction_set()
 
 
 def test_without_the_kernel(monkeypatch):
@@ -258,9 +258,9 @@ def test_without_the_kernel(monkeypatch):
     monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "none")
     assert_accurate(ParametersOnly(grids=((9, 17),)), "separable", torch.float32)
     content = torch.zeros(1, 17, 2, 2)
-    assert "PERCEIVERS_INSTRUCTION_SET=none" in native.why_not(content[:, :3], torch.float32, None)
-    assert "at most 16 channels" in native.why_not(content, torch.float32, None)
-    assert "float32 and float64" in native.why_not(content, torch.bfloat16, None)
-    assert "not index lists" in native.why_not(content, torch.float32, content)
-    assert "2 to 8 axes" in native.why_not(content[:, :3, 0], torch.float32, None)
-    assert separable.native is native
+    assert "PERCEIVERS_INSTRUCTION_SET=none" in kernel.why_not(content[:, :3], torch.float32, None)
+    assert "at most 16 channels" in kernel.why_not(content, torch.float32, None)
+    assert "float32 and float64" in kernel.why_not(content, torch.bfloat16, None)
+    assert "not index lists" in kernel.why_not(content, torch.float32, content)
+    assert "2 to 8 axes" in kernel.why_not(content[:, :3, 0], torch.float32, None)
+    assert separable.kernel is kernel

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from perceivers import __version__, _kernel
+from perceivers import __version__
+from perceivers.kernels import loader
 
 IMPLEMENTATIONS = ("reference", "dense", "absorbed", "separable")  # those of perceivers.ops.cross_attention
 LARGEST = 2**26  # numbers in a sample that is tried
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
         parser.parse_args(arguments)
         print("\n".join(here()))
         return 0
-    from perceivers.checkpoints.convert import told
+    from perceivers.cli.convert import told
 
     options = told(argparse.ArgumentParser(prog="perceivers info MODEL")).parse_args(arguments[1:])
     print("\n".join(of(arguments[0], **{name: value for name, value in vars(options).items() if value is not None})))
@@ -49,7 +50,7 @@ def here() -> list[str]:
         f"python {platform.python_version()} on {platform.system()} {platform.machine()}",
         *(f"{package} {version}" for package, version in versions.items()),
         f"devices: {', '.join(devices)}{unused}",
-        f"attention implementations: {', '.join(IMPLEMENTATIONS)}; {_kernel.description()}",
+        f"attention implementations: {', '.join(IMPLEMENTATIONS)}; {loader.description()}",
     ]
 
 
@@ -68,7 +69,7 @@ def of(source: str, **options: Any) -> list[str]:
     Raises:
         ValueError: If it cannot be loaded.
     """
-    from perceivers.checkpoints.sources import identified
+    from perceivers.checkpoints.detect import identified
 
     model, form = identified(source, **options)
     state = model.state_dict().values()

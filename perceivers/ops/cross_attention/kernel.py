@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perceivers._kernel import INSTRUCTION_SETS, description, instruction_set
-from perceivers._kernel import library as _library
+from perceivers.kernels.loader import INSTRUCTION_SETS, description, instruction_set
+from perceivers.kernels.loader import library as _library
 
 MAX_AXES, MAX_CONTENT = 8, 16
 CONTENT_TYPES = {torch.bfloat16: 1, torch.float16: 2}  # 0 is the type of all other arrays

@@ -9,9 +9,10 @@ import pytest
 import torch
 from inputs.cases import CASES
 
-from perceivers import Perceiver, PerceiverIO, create_model, info, outputs
+from perceivers import Perceiver, PerceiverIO, create_model, outputs
 from perceivers.__main__ import main
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, native
+from perceivers.cli import info
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, kernel
 
 SMALL = {"num_latent_tokens": 4, "dim": 8, "heads": 2, "num_latent_transformers_in_layers": [1]}
 
@@ -33,7 +34,7 @@ def test_answers_at_once(arguments):
 
 def test_what_is_told_without_pytorch_is_so():
     assert tuple(IMPLEMENTATIONS) == info.IMPLEMENTATIONS
-    assert info.here()[-1].endswith(native.description())
+    assert info.here()[-1].endswith(kernel.description())
     told = next(line for line in info.here() if line.startswith("torch "))
     assert f"torch {torch.__version__}".split("+")[0] == told.split("+")[0]  # not all builds have their suffix in both
 

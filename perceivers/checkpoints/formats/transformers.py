@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from perceivers._checks import a_bool, an_int, one_of
 from perceivers.checkpoints import processors
-from perceivers.checkpoints.columns import orders
-from perceivers.checkpoints.native import CONFIG, without_storage
-from perceivers.checkpoints.translate import counterpart, differences, in_their_order, translated, write_folder
+from perceivers.checkpoints.feature_order import orders
+from perceivers.checkpoints.state_dict import counterpart, differences, in_their_order, translated, write_folder
 from perceivers.inputs import InputModule
 from perceivers.perceiver_io import PerceiverIO
+from perceivers.pretrained import CONFIG, without_storage
 
 # What a configuration that does not say so means.
 DEFAULTS: dict[str, Any] = {

@@ -171,7 +171,7 @@ def test_a_failed_save_leaves_what_was_there(saved, model, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("perceivers.checkpoints.native.save_file", fail)
+    monkeypatch.setattr("perceivers.pretrained.save_file", fail)
     with pytest.raises(OSError, match="No space left"):
         model.save_pretrained(saved)
     assert {file: (saved / file).read_bytes() for file in os.listdir(saved)} == before
@@ -218,7 +218,7 @@ def test_from_the_hub_reads_these_files(saved, model, monkeypatch):
         asked.append((repo_id, filename, kwargs["revision"]))
         return str(saved / filename)
 
-    monkeypatch.setattr("perceivers.checkpoints.native.hf_hub_download", download)
+    monkeypatch.setattr("perceivers.pretrained.hf_hub_download", download)
     again = Perceiver.from_pretrained("someone/digits", revision="v1")
     assert asked == [("someone/digits", name, "v1") for name in ("config.json", "model.safetensors", "preprocessing.json")]
     x = torch.randn(2, 1, 6, 5)

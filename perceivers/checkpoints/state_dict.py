@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from perceivers.checkpoints import torch_files
-from perceivers.checkpoints.native import WEIGHTS, fill, without_storage
-from perceivers.checkpoints.pickles import read_pickle
-from perceivers.checkpoints.torch_files import Record
+from perceivers.checkpoints.readers import torch_files
+from perceivers.checkpoints.readers.pickles import read_pickle
+from perceivers.checkpoints.readers.torch_files import Record
+from perceivers.pretrained import WEIGHTS, fill, without_storage
 
 Weights = dict[str, Tensor]
 Found = TypeVar("Found")

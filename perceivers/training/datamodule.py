@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perceivers.training.preprocessing import (
+from perceivers.data.detect import Recognised, Split, recognise
+from perceivers.data.preprocessing import (
     Arrays,
     Pictures,
     Points,
@@ -27,7 +28,6 @@ from perceivers.training.preprocessing import (
     decoded,
     read_sound,
 )
-from perceivers.training.recognise import Recognised, Split, recognise
 
 FEW_NAMES = 100  # a column with more names, and a name for less than ten rows on average, is left out
 LOOKED_AT = 1000  # records that sizes, means and deviations are taken from
@@ -134,7 +134,7 @@ def seed_of(*numbers: int) -> int:
 
 
 class PathData(LightningDataModule):
-    """What lies at a path, see `perceivers.training.recognise` for the rules.
+    """What lies at a path, see `perceivers.data.detect` for the rules.
 
     Args:
         path: A folder, a file, or `hub:NAME`.
@@ -326,7 +326,7 @@ def _opened(record: Any) -> tuple[tuple[int, int], str]:
     """Size and mode of a picture, without decoding it."""
     from PIL import Image, UnidentifiedImageError
 
-    from perceivers.training.preprocessing import _source
+    from perceivers.data.preprocessing import _source
 
     source, name = _source(record)
     try:

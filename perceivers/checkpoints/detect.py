@@ -7,16 +7,17 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from perceivers.checkpoints import deepmind, perceiver_io, perceiver_pytorch, processors, resamplers, transformers
-from perceivers.checkpoints.native import CONFIG, WEIGHTS, read_json
-from perceivers.checkpoints.translate import Weights, read_weights
+from perceivers.checkpoints import processors
+from perceivers.checkpoints.formats import deepmind, krasserm, perceiver_pytorch, resamplers, transformers
+from perceivers.checkpoints.state_dict import Weights, read_weights
 from perceivers.factory import MODELS
 from perceivers.layers import Resampler
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
+from perceivers.pretrained import CONFIG, WEIGHTS, read_json
 
 # Files without a configuration, told by the names of their tensors: modules with `recognises(weights)` and `load`.
-FORMATS = (perceiver_pytorch, perceiver_io, deepmind, resamplers)
+FORMATS = (perceiver_pytorch, krasserm, deepmind, resamplers)
 # What this library's own format may hold.
 CLASSES = {**MODELS, Resampler.__name__: Resampler}
 
@@ -71,7 +72,7 @@ def identified(
             raise ValueError(f"{source}: model_class={name!r} is none of {sorted(CLASSES)}: update perceivers")
         return CLASSES[name].from_pretrained(source, local_files_only=local_files_only, **arguments), "perceivers"
     kind = str(config.get("model_type"))
-    known = kind in ("perceiver", *resamplers.MODEL_TYPES) or perceiver_io.recognises_folder(config, str(source))
+    known = kind in ("perceiver", *resamplers.MODEL_TYPES) or krasserm.recognises_folder(config, str(source))
     if not known:
         raise ValueError(f"{source}: its {CONFIG} has no format_version, and model_type={kind!r} is not known")
     if arguments:
@@ -82,7 +83,7 @@ def identified(
         return resamplers.load_part(config, weights, str(source)), f"transformers, the resampler of {kind}"  # pyright: ignore
     weights = read_weights(_file(source, local_files_only, WEIGHTS, "pytorch_model.bin"))
     if kind != "perceiver":
-        model = perceiver_io.load_folder(config, weights, str(source))
+        model = krasserm.load_folder(config, weights, str(source))
         return model, f"perceiver-io, {kind}"
     model = transformers.load(config, weights, str(source))
     path = _optional(source, local_files_only, processors.PROCESSOR)

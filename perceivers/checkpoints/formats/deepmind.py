@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_list, an_int
-from perceivers.checkpoints.columns import orders
-from perceivers.checkpoints.translate import translated
+from perceivers.checkpoints.feature_order import orders
+from perceivers.checkpoints.state_dict import translated
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.presets import PRESETS
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.translate import (
+from perceivers.checkpoints.state_dict import (
     by_start,
     counterpart,
     differences,

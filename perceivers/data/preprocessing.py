@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceivers._atomic import replacing
 from perceivers._checks import a_bool, a_list, a_number, an_int, one_of
-from perceivers.checkpoints.native import read_json
 from perceivers.inputs import ByteTokenizer
-from perceivers.training.files import replacing
+from perceivers.pretrained import read_json
 
 TASKS = ("classification", "multi_label", "regression", "pretraining")
 LARGEST = 2**28  # numbers in a sample

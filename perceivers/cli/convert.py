@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from perceivers.checkpoints import onnx, perceiver_pytorch, transformers
-from perceivers.checkpoints.sources import from_pretrained
+from perceivers.checkpoints import onnx
+from perceivers.checkpoints.detect import from_pretrained
+from perceivers.checkpoints.formats import perceiver_pytorch, transformers
 from perceivers.layers import Resampler
 from perceivers.perceiver_io import PerceiverIO
 

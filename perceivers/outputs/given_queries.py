@@ -7,7 +7,7 @@ from torch import Tensor
 
 from perceivers._checks import an_int
 from perceivers.ops.tokens import Tokens, check_array, check_dtype
-from perceivers.outputs.output import Encoded, QueryOutput
+from perceivers.outputs.base import Encoded, QueryOutput
 
 
 class GivenQueries(QueryOutput):

@@ -1,0 +1,1 @@
+"""Readers of pickled files that run nothing from them."""

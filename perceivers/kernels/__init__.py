@@ -1,0 +1,1 @@
+"""Compiled code and its loader, importable without PyTorch."""
