@@ -26,3 +26,15 @@ class Linear(nn.Linear):
         nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+def known_affine(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Return the weight and bias that `module` computes, or `None` if they are not known.
+
+    They are known for a plain linear layer. Hooks, a replaced `forward` or any other class may compute something else, so such
+    a module must be called.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if type(module) not in (Linear, nn.Linear) or any(hooks) or "forward" in vars(module):
+        return None
+    return module.weight, module.bias  # pyright: ignore[reportReturnType]

@@ -11,7 +11,7 @@ from inputs.cases import B, multimodal, multimodal_data
 from accuracy import draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Labels, Located, Multimodal, Pixels, TimeSeries
-from perceivers.inputs.multimodal import replace_by
+from perceivers.inputs.multimodal import replace_inputs
 from perceivers.layers import CrossAttention
 from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
@@ -90,7 +90,7 @@ def test_masked_inputs_are_the_mask_vector(p, implementation):
         for name, [group] in module.by_modality(x).items():
             vector = module.mask_tokens[name]
             if ours:
-                groups.append(replace_by(group, vector, replaced[name].reshape(B, *group.content.shape[2:])))
+                groups.append(replace_inputs(group, vector, replaced[name].reshape(B, *group.content.shape[2:])))
             else:
                 whole = torch.where(replaced[name].unsqueeze(-1), vector, group.encoded())
                 groups.append(type(group).of(whole, group.mask))

@@ -10,7 +10,7 @@ from accuracy import draw_parameters
 from perceivers import PerceiverIO, inputs, outputs
 from perceivers.layers import CrossAttentionBlock
 from perceivers.ops.tokens import Tokens
-from perceivers.outputs.gather import take, unravel
+from perceivers.outputs.gather import gather_tokens, unravel
 
 SMALL = {"num_latent_tokens": 5, "dim": 12, "heads": 2, "num_latent_transformers_in_layers": [1]}
 PIXELS = {"kind": "Pixels", "data_shape": [2, 4, 6], "num_bands": 2}
@@ -345,11 +345,11 @@ def test_rows_of_a_grid():
     assert torch.equal(i[tuple(unravel(rows, [4, 6]))], rows)
     (tokens,) = inputs.Pixels(data_shape=[2, 4, 6], num_bands=2)(torch.randn(2, 2, 4, 6), torch.rand(2, 4, 6) > 0.5)
     for chosen in (rows, torch.stack([rows, rows + 0 * 1])):
-        torch.testing.assert_close(take(tokens, chosen).encoded(), tokens.encoded()[:, rows])
-    again = take(take(tokens, rows), torch.tensor([2, 1]))  # of a list of indices
+        torch.testing.assert_close(gather_tokens(tokens, chosen).encoded(), tokens.encoded()[:, rows])
+    again = gather_tokens(gather_tokens(tokens, rows), torch.tensor([2, 1]))  # of a list of indices
     torch.testing.assert_close(again.encoded(), tokens.encoded()[:, [0, 23]])
     plain = Tokens.of(torch.randn(2, 5, 3))
-    torch.testing.assert_close(take(plain, torch.tensor([4])).encoded(), plain.encoded()[:, 4:])
+    torch.testing.assert_close(gather_tokens(plain, torch.tensor([4])).encoded(), plain.encoded()[:, 4:])
 
 
 class Mine(nn.Module):
