@@ -131,7 +131,8 @@ class Grid(QueryOutput):
             )
         if tokens.content_width != self.config["content_channels"]:
             raise ValueError(
-                f"content_channels={self.config['content_channels']}, but the inputs have {tokens.content_width} channels of content"
+                f"content_channels={self.config['content_channels']}, but the content of the inputs has"
+                f" {tokens.content_width} channels"
             )
         constant = None if tokens.constant is None else tokens.constant[: tokens.content_width]
         return replace(tokens, positions=None, constant=constant)

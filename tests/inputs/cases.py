@@ -66,7 +66,7 @@ def _ids(most: int, *shape: int) -> Callable[[], Tensor]:
 
 CASES = {
     "signal": Case(lambda: Pixels(data_shape=[2, 9], num_bands=3), _floats(2, 9), (9,), 2 + 7, 9),
-    "picture": Case(lambda: Pixels(data_shape=[3, 5, 7], num_bands=3), _floats(3, 5, 7), (5, 7), 3 + 14, 35),
+    "image": Case(lambda: Pixels(data_shape=[3, 5, 7], num_bands=3), _floats(3, 5, 7), (5, 7), 3 + 14, 35),
     "video": Case(lambda: Pixels(data_shape=[1, 3, 4, 5], num_bands=2), _floats(1, 3, 4, 5), (3, 4, 5), 16, 60),
     "volumes": Case(lambda: Pixels(data_shape=[1, 2, 3, 2, 3], num_bands=1), _floats(1, 2, 3, 2, 3), (2, 3, 2, 3), 13, 36),
     "learned": Case(
@@ -175,7 +175,7 @@ CASES = {
 
 
 def multimodal(**kwargs: Any) -> Multimodal:
-    """Pictures with a linear map, sound, and labels: 26 + 2 channels."""
+    """Projected image patches, audio, and labels: 26 + 2 channels."""
     names = {"image": "patches_linear", "audio": "waveform", "label": "labels"}
     return Multimodal(modalities={name: CASES[case].module() for name, case in names.items()}, **kwargs)
 

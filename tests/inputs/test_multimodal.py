@@ -184,9 +184,9 @@ def test_masks_of_one_modality():
 
 def test_modalities_with_several_groups():
     series = TimeSeries(num_variables=[2, 1], start=0, stop=1, resolution=4, variable_channels=3, num_bands=2)
-    module = Multimodal(modalities={"sensors": series, "picture": Pixels(data_shape=[1, 4, 4], num_bands=1)})
+    module = Multimodal(modalities={"sensors": series, "image": Pixels(data_shape=[1, 4, 4], num_bands=1)})
     sensors = [Located(torch.randn(B, 2, 3), torch.rand(3)), Located(torch.randn(B, 1, 5), torch.rand(5))]
-    groups = module({"sensors": sensors, "picture": torch.randn(B, 1, 4, 4)})
+    groups = module({"sensors": sensors, "image": torch.randn(B, 1, 4, 4)})
     assert encoded(groups).shape == (B, 16 + 6 + 5, module.num_channels)
 
 
