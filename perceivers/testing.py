@@ -71,7 +71,7 @@ def check_input(
         alone = attend(_sample(x, b), _sample(mask, b), latents[b : b + 1])
         _equal(alone, whole[b : b + 1], "a batch is its samples", rtol, atol)
     _gradients(module, whole)
-    _hooks(module, lambda: {"": attend(x, mask)}, rtol, atol)
+    _hooks(module, lambda: {"": _encoded(module(x, mask), channels)}, rtol, atol)
     _implementations(attention, lambda: {"": attend(x, mask)}, {"": whole}, rtol, atol)
     attention.set_attention_implementation("reference")
     if hidden is not None:

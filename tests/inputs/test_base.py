@@ -123,6 +123,7 @@ def test_forward_hooks_are_honoured(name, path, implementation):
     for parameter in layer.parameters():
         parameter.data.mul_(2)
     torch.testing.assert_close(hooked, attend(module, "reference", x, mask), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(encoded, encode(module, x, mask), rtol=1e-9, atol=1e-10)
     assert (encoded - plain).abs().max() > 1e-3
 
 

@@ -1,7 +1,8 @@
 """TokenLogits: tied and masked."""
 
+import pytest
 import torch
-from outputs.models import build, decode
+from outputs.models import build, decode, draw
 
 
 def test_vocabulary_is_tied():
@@ -32,3 +33,39 @@ def test_masked_queries_gather_zeros():
     chosen = torch.tensor([[5, 0], [1, 5]])
     some = model(ids, mask, query_mask=mask, indices=chosen, chunk_size=1)
     torch.testing.assert_close(some, torch.stack([out[b, rows] for b, rows in enumerate(chosen)]))
+
+
+@pytest.mark.peer("peft")
+def test_lora_of_the_tied_embedding(peer):
+    """The logits use the adapted embedding, merged or not, and gradients reach the adapter through them."""
+    source = {"kind": "TokenIds", "vocab_size": 7, "max_length": 9, "dim": 6}
+    model = build({"kind": "TokenLogits", "vocab_size": 7, "max_length": 9, "dim": 6}, source, decoder_query_residual=False)
+    latents = draw(2, 5, 12)
+    before = model.decode(latents)
+    config = peer.LoraConfig(r=3, target_modules=["embeddings"], init_lora_weights=False)
+    peer.inject_adapter_in_model(config, model.inputs)
+    decoded = decode(model, model.outputs.query.expand(2, -1, -1), latents)
+    out = model.decode(latents)
+    torch.testing.assert_close(out, decoded @ model.inputs.embeddings(torch.arange(7)).T + model.outputs.bias)
+    assert (out - before).abs().max() > 1e-3
+    out.square().sum().backward()
+    adapters = [parameter.grad for name, parameter in model.inputs.named_parameters() if "lora_" in name]
+    assert len(adapters) == 2
+    assert all(grad is not None and grad.abs().max() > 0 for grad in adapters)
+    model.inputs.embeddings.merge()
+    torch.testing.assert_close(model.decode(latents), out)
+
+
+def test_what_an_embedding_cannot_be_tied_to():
+    source = {"kind": "TokenIds", "vocab_size": 7, "max_length": 9, "dim": 6}
+    output = {"kind": "TokenLogits", "vocab_size": 7, "max_length": 9, "dim": 6}
+    for tied_to, message in [
+        (
+            "embedding.weight",
+            r"tied_to='embedding.weight' is not a parameter of the inputs: choose from \['embeddings.weight'",
+        ),
+        ("embeddings", "tied_to='embeddings' is not a parameter"),
+        ("positions.embeddings", r"tied_to='positions.embeddings' has shape \[9, 6\], but \[7, 6\] is needed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build({**output, "tied_to": tied_to}, source)
