@@ -71,7 +71,7 @@ def check_input(
         alone = attend(_sample(x, b), _sample(mask, b), latents[b : b + 1])
         _equal(alone, whole[b : b + 1], "a batch is its samples", rtol, atol)
     _gradients(module, whole)
-    _hooks(module, lambda: {"": _encoded(module(x, mask), channels)}, rtol, atol)
+    _hooks(module, lambda: {f"group {g}": _visible(group) for g, group in enumerate(module(x, mask))}, rtol, atol)
     _implementations(attention, lambda: {"": attend(x, mask)}, {"": whole}, rtol, atol)
     attention.set_attention_implementation("reference")
     if hidden is not None:
@@ -183,6 +183,11 @@ def _encoded(groups: Any, channels: int) -> Tensor:
         _law(got == channels, "num_channels", f"a group has {got} channels, but num_channels={channels}")
         _law(bool(group.encoded().isfinite().all()), "finite values", "an encoded input is not finite")
     return torch.cat([group.encoded() for group in groups], dim=1)
+
+
+def _visible(group: Tokens) -> Tensor:
+    """Return the encoded inputs of a group with zeros where they are masked."""
+    return group.encoded() * group.flat_mask().unsqueeze(-1)
 
 
 def _drawn(module: nn.Module) -> Any:

@@ -116,14 +116,14 @@ def test_forward_hooks_are_honoured(name, path, implementation):
     x = x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
     if isinstance(x, dict):
         x = {**x, "numeric": x["numeric"].double()}
-    plain, layer = encode(module, x, mask), module.get_submodule(path)
+    plain, layer = encode(module, x), module.get_submodule(path)
     handle = layer.register_forward_hook(lambda layer, args, out: 2 * out)
-    hooked, encoded = attend(module, implementation, x, mask), encode(module, x, mask)
+    hooked, encoded = attend(module, implementation, x, mask), encode(module, x)
     handle.remove()
     for parameter in layer.parameters():
         parameter.data.mul_(2)
     torch.testing.assert_close(hooked, attend(module, "reference", x, mask), rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(encoded, encode(module, x, mask), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(encoded, encode(module, x), rtol=1e-9, atol=1e-10)
     assert (encoded - plain).abs().max() > 1e-3
 
 
