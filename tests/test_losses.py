@@ -1,4 +1,4 @@
-"""Losses: against their definitions written out, and what they ignore."""
+"""Losses against their definitions, and the values they ignore."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def test_classification():
 
 def test_multi_label():
     logits, targets = torch.randn(3, 5), (torch.rand(3, 5) > 0.5).float()
-    p = torch.where(targets == 1, logits.sigmoid(), 1 - logits.sigmoid())  # of what is there
+    p = torch.where(targets == 1, logits.sigmoid(), 1 - logits.sigmoid())  # probability of the target
     torch.testing.assert_close(losses.multi_label(logits, targets), -p.log().mean())
     torch.testing.assert_close(losses.multi_label(logits, targets.bool(), gamma=2.0), -((1 - p) ** 2 * p.log()).mean())
     weight = torch.where(targets == 1, 0.25, 0.75)
@@ -60,7 +60,7 @@ def test_autoencoding_has_the_published_weights():
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_autoencoding_of_chosen_points(batched):
-    """The loss of what chosen queries should give is that of the same places of the whole; here with stereo audio."""
+    """The loss of chosen queries is that of the same elements of the whole target, here with stereo audio."""
     targets = {"audio": torch.randn(2, 2, 12), "image": torch.randn(2, 3, 2, 4, 4)}
     indices = {"audio": torch.tensor([2, 0]), "image": torch.tensor([31, 5, 5])}
     if batched:
@@ -70,7 +70,7 @@ def test_autoencoding_of_chosen_points(batched):
     for name, rows in indices.items():
         for b in range(2):
             for o, row in enumerate((rows[b] if batched else rows).tolist()):
-                # 4 samples per patch, in channels of the head that go sample by sample
+                # 4 samples per patch; in the output, audio channels vary fastest
                 audio, image = targets["audio"][b, :, 4 * row : 4 * row + 4].T.flatten(), targets["image"][b].flatten(1)
                 differences[name].append((out[name][b, :, o] - (audio if name == "audio" else image[:, row])).abs())
     wanted = torch.stack(differences["audio"]).mean() + 0.03 * torch.stack(differences["image"]).mean()

@@ -6,7 +6,7 @@ import torch
 
 
 def fourier(x, bands, resolution):
-    """Features of one coordinate, in float64: x, sines, cosines."""
+    """Return the features of one coordinate, in float64: x, sines, cosines."""
     frequencies = [1 + (resolution / 2 - 1) * k / (bands - 1) for k in range(bands)]
     return [x, *(math.sin(math.pi * f * x) for f in frequencies), *(math.cos(math.pi * f * x) for f in frequencies)]
 

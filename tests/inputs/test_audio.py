@@ -22,7 +22,7 @@ def test_waveform():
 
 
 def test_log_mel_against_the_definition():
-    """A transform written out for one frame, and triangles on the mel scale."""
+    """The Fourier transform of some frames, and the triangular mel filters, written out."""
     module = LogMel(num_samples=300, sample_rate=1000, num_mels=5, fft_length=64, hop_length=50, num_bands=2)
     x = torch.randn(B, 1, 300, dtype=torch.float64)
     spectrogram = module.spectrogram(x)
@@ -48,7 +48,7 @@ def test_log_mel_against_the_definition():
             assert spectrogram[1, 0, frame, m].item() == pytest.approx(math.log(total + 1e-6), rel=1e-9)
 
 
-def test_log_mel_hears_a_tone_where_it_is():
+def test_log_mel_of_a_tone_peaks_at_its_frequency():
     module = LogMel(num_samples=4800, sample_rate=4800, num_mels=20, fft_length=512, hop_length=100, num_bands=1)
     seconds = torch.arange(4800) / 4800
     loudest = [

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from inputs.cases import CASES, B, multimodal
+from inputs.cases import CASES, TAKING_LATENTS, B, multimodal
 from torch import nn
 
 from accuracy import assert_varies, draw_parameters
@@ -23,7 +23,7 @@ from perceivers.inputs import (
 from perceivers.layers import CrossAttention
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-every_implementation = pytest.mark.parametrize("implementation", ["reference", "dense", "absorbed", "separable", "auto"])
+every_implementation = pytest.mark.parametrize("implementation", [*TAKING_LATENTS, "auto"])
 ANY_NUMBER = (Events, Features, Points, TimeSeries)  # modules without a size of their own
 
 
@@ -32,7 +32,7 @@ def encode(module, *data):
 
 
 def attend(module, implementation, *data):
-    """A cross-attention with random weights to the module's inputs."""
+    """Return the result of a cross-attention with random weights to the module's inputs."""
     torch.manual_seed(1)
     layer = draw_parameters(CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5)).to(module.dtype)
     layer.set_attention_implementation(implementation)
@@ -71,7 +71,11 @@ def test_examples_written_out():
     assert (ids.shape, ids.dtype) == ((3, 9), torch.int64)
     assert (labels.shape, labels.dtype) == ((3, 5), torch.float32)
     example = multimodal().example(3)
-    assert {name: part.shape for name, part in example.items()} == {"audio": (3, 1, 24), "image": (3, 3, 6, 8), "label": (3, 5)}
+    assert {name: part.shape for name, part in example.items()} == {
+        "audio": (3, 1, 24),
+        "image": (3, 3, 6, 8),
+        "label": (3, 5),
+    }
     assert encode(multimodal(), example).shape[0] == 3
     assert Multimodal(modalities={"label": Labels(num_classes=5), "other": Features(dim=3)}).example() is None
 
@@ -111,7 +115,7 @@ def test_layers_are_found():
 @every_implementation
 @pytest.mark.parametrize(("name", "path"), LAYERS, ids=["-".join(pair) for pair in LAYERS])
 def test_forward_hooks_are_honoured(name, path, implementation):
-    """A hook that doubles the output of a layer does what doubling its parameters does."""
+    """A hook that doubles the output of a layer has the effect of doubling its parameters."""
     module, x, mask = draw_parameters(CASES[name].module().double()).eval(), CASES[name].data(), CASES[name].mask()
     x = x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
     if isinstance(x, dict):

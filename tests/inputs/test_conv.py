@@ -11,7 +11,7 @@ from perceivers.inputs import (
 
 
 def test_conv():
-    """The published stem, padded at the end where the padding is odd."""
+    """The published stem, with the larger padding at the end."""
     module = draw_parameters(ConvStem(data_shape=[3, 8, 12], stem_channels=4, num_bands=2)).eval()
     x = torch.randn(B, 3, 8, 12)
     [group] = module(x)
@@ -26,8 +26,8 @@ def test_conv():
             close(group.content[:, :, i, j], window.amax((2, 3)))
 
 
-def test_conv_sees_what_it_is_made_of():
-    """An input sees three values of the convolution on each axis, and these pixels from 2 before to 4 behind."""
+def test_mask_covers_the_receptive_field():
+    """An input pools three values of the convolution along each axis, which cover pixels from 2 before to 4 after them."""
     module = ConvStem(data_shape=[3, 8, 12], stem_channels=4, num_bands=2).eval()
     for row, column in [(0, 0), (7, 11), (1, 9), (2, 10), (6, 1)]:
         mask = torch.zeros(1, 8, 12, dtype=torch.bool)

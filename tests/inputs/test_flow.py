@@ -13,7 +13,7 @@ from perceivers.position import crop_coordinates
 
 
 def test_frame_pairs_with_a_mask():
-    """Neighbours that are masked count as zero."""
+    """Masked neighbours are zero."""
     module = FramePairs(data_shape=[1, 3, 3], embed_dim=None, num_bands=0, resolution=2)
     x = torch.arange(1.0, 19).reshape(1, 1, 2, 3, 3)
     mask = torch.ones(1, 3, 3, dtype=torch.bool)
@@ -25,7 +25,7 @@ def test_frame_pairs_with_a_mask():
 
 
 def test_a_tile_of_a_pair_of_frames_is_part_of_the_whole():
-    """Inner pixels of a tile; those at its border lack neighbours."""
+    """This holds for the inner pixels of a tile; those at its border lack neighbours."""
     module = draw_parameters(FramePairs(data_shape=[3, 12, 10], num_bands=4))
     x = torch.randn(1, 3, 2, 12, 10)
     whole = module(x)[0].encoded().unflatten(1, (12, 10))

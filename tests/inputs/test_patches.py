@@ -14,7 +14,7 @@ from perceivers.inputs import (
 
 
 def test_patches():
-    """Channels of an element stay together; the last axis of a patch goes fastest."""
+    """Channels vary fastest, then the last axis of a patch."""
     x = torch.randn(B, 2, 4, 6)
     [group] = Patches(data_shape=[2, 4, 6], patch_size=[2, 3], num_bands=0, resolution=2)(x)
     for i in range(2):
@@ -38,7 +38,7 @@ def test_linear_projection_of_patches_precedes_the_positions():
     close(module(x)[0].encoded(), torch.cat([module.linear(without[..., :8]), without[..., 8:]], dim=-1))
 
 
-def test_a_patch_is_seen_where_any_of_its_values_is():
+def test_a_patch_is_visible_if_any_of_its_values_is():
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[0, 1, 2] = True
     x = torch.full((1, 1, 4, 4), math.nan).masked_fill(mask[:, None], 3.0)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.cases import TAKING_LATENTS
 
 from accuracy import draw_parameters
 from perceivers.inputs import (
@@ -16,9 +17,8 @@ from perceivers.inputs import (
     pad_ragged,
 )
 from perceivers.layers import CrossAttention
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
-everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+everywhere = pytest.mark.parametrize("implementation", TAKING_LATENTS)
 
 
 def attend(groups, implementation="reference"):
@@ -61,7 +61,7 @@ ragged = pytest.mark.parametrize(("module", "samples"), RAGGED.values(), ids=RAG
 
 
 def alone(sample):
-    """A batch of one."""
+    """Return a sample as a batch of one."""
     return Located(*(part[None] for part in sample)) if isinstance(sample, Located) else sample[None]
 
 

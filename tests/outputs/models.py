@@ -22,7 +22,7 @@ def build(output, source=PIXELS, **changes) -> PerceiverIO:
 
 
 def decode(model: PerceiverIO, queries, latents):
-    """The decoder with modules of PyTorch."""
+    """Return the decoded queries, computed with PyTorch's attention."""
     block: CrossAttentionBlock = model.decoder
     a = block.attention
     q, x = a.to_q(block.attention_norm(queries)), a.inputs_norm(latents)
@@ -38,6 +38,6 @@ def coordinates(n):
 
 
 def features(positions, resolution, bands=2):
-    """As in the paper: coordinate, sines, cosines; resolution / 2 is the highest of the frequencies from 1."""
+    """Return coordinate, sines and cosines as in the paper, with frequencies from 1 to resolution / 2."""
     angles = torch.pi * positions[..., None] * torch.linspace(1, resolution / 2, bands, dtype=torch.float64)
     return torch.cat([positions[..., None], angles.sin(), angles.cos()], dim=-1)

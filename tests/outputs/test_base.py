@@ -83,7 +83,7 @@ def test_layers_are_found():
 
 @pytest.mark.parametrize(("name", "path"), LAYERS, ids=["-".join(pair) for pair in LAYERS])
 def test_forward_hooks_are_honoured(name, path):
-    """A hook that doubles the output of a layer does what doubling its parameters does, also for a tied embedding."""
+    """A hook that doubles the output of a layer has the effect of doubling its parameters, also for a tied embedding."""
     model = build(*OUTPUTS[name])
     x = torch.randint(7, (2, 6)) if OUTPUTS[name][1] is TEXT else draw(2, 2, 4, 6)
 

@@ -8,7 +8,7 @@ from perceivers import PerceiverIO
 
 
 def test_given_queries():
-    """What learned queries give that are the same; also some of them, in chunks, masked, and asked of kept latents."""
+    """They give the same as equal learned queries, also if chosen, chunked, masked, or decoded from stored latents."""
     learned = build({"kind": "LearnedQueries", "dim": 8, "num_channels": 3, "num_queries": 4})
     given = PerceiverIO(**{**learned.config, "outputs": {"kind": "GivenQueries", "dim": 8, "num_channels": 3}}).double()
     given.load_state_dict({name: w for name, w in learned.state_dict().items() if name != "outputs.query"})

@@ -22,7 +22,7 @@ def test_grid_written_out():
 
 
 def test_left_aligned_samples_are_not_the_grid():
-    """In DeepMind's code chosen points are at -1 + 2 i / n; all of them, too, while the grid ends at 1."""
+    """In DeepMind's code chosen points have coordinates -1 + 2 i / n, while those of the grid end at 1."""
     output = {"kind": "Grid", "axes": [3, 5], "num_channels": 2, "num_bands": 2, "sampled_positions": "left_aligned"}
     model = build(output)
     x = draw(2, 2, 4, 6)
@@ -64,7 +64,7 @@ def test_feature_order_is_a_permutation():
 
 
 def test_patches_lie_side_by_side():
-    """Each query gives its patch; the parts of a patch are channels of the head, the last axis fastest, channels last."""
+    """Each query decodes its patch from channels of the head: result channels vary fastest, then the last axis."""
     model = build({"kind": "Grid", "axes": [3, 5], "num_channels": 2, "patch": [2, 3], "num_bands": 2})
     x = draw(2, 2, 4, 6)
     out, parts = model(x), model(x, indices=torch.arange(15))
@@ -89,7 +89,7 @@ def test_content_of_queries_is_the_preprocessed_input():
 
 
 class Largest(TorchDispatchMode):
-    """Keeps the size of the largest tensor that is made."""
+    """Records the size of the largest tensor that is created."""
 
     numel = 0
 
@@ -103,7 +103,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("chosen", [False, True])
 def test_memory_of_chunks_is_constant(chosen):
-    """The queries of a chunk, 69 numbers each, are the largest that is made; the result has one number a query."""
+    """The largest tensor is the queries of a chunk, with 69 channels each; the result has one value per query."""
     size, chunk_size = 300_000, 5_000
     output = outputs.Grid(axes=[3, 100, 1000], num_channels=1, num_bands=11)
     source = inputs.Pixels(data_shape=[2, 4, 6], num_bands=2)

@@ -14,7 +14,7 @@ def test_multimodal_written_out():
     parts, padding = model.outputs.modalities, model.outputs.padding
     queries = [features(coordinates(4), 4), parts["label"].query]
     queries = [torch.cat([q, padding[name].expand(len(q), -1)], -1) for q, name in zip(queries, padding, strict=True)]
-    decoded = decode(model, torch.cat(queries).expand(2, -1, -1), model.encode(x))  # all at once: they do not see one another
+    decoded = decode(model, torch.cat(queries).expand(2, -1, -1), model.encode(x))  # at once: queries do not interact
     decoded = model.outputs.projection(decoded)
     wanted = {
         "audio": parts["audio"].head(decoded[:, :4]).flatten(1).unsqueeze(1),

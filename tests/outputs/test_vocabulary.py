@@ -20,7 +20,7 @@ def test_vocabulary_is_tied():
 
 
 def test_masked_queries_gather_zeros():
-    """As in DeepMind's code: zero before the output projection, so that its bias is left."""
+    """As in DeepMind's code, they are zero before the output projection, so its bias remains."""
     source = {"kind": "TokenIds", "vocab_size": 7, "max_length": 9, "dim": 6}
     model = build({"kind": "TokenLogits", "vocab_size": 7, "max_length": 9, "dim": 6}, source, decoder_query_residual=False)
     ids, mask = torch.randint(7, (2, 6)), torch.arange(6) < torch.tensor([[4], [6]])
