@@ -147,7 +147,9 @@ class LogMel(InputModule):
         self.patch_size = a_patch_size(patch_size, [0, num_mels])
         counts = [self._num_frames(num_samples) // self.patch_size[0], num_mels // self.patch_size[1]]
         if counts[0] == 0:
-            raise ValueError(f"num_samples={num_samples} gives fewer frames than patch_size={self.patch_size}: increase it")
+            raise ValueError(
+                f"num_samples={num_samples} gives fewer frames than patch_size={self.patch_size}: increase num_samples"
+            )
         if resolution is None:
             resolution = [max(2, count) for count in counts]
         self.features = FourierFeatures.of(num_bands, resolution, frequency_base, counts)

@@ -146,7 +146,7 @@ def read_located(x: Any, mask: Any, *, bare: bool) -> tuple[Any, Any, Any]:
 
 
 def check_values(values: Any, channels: int, name: str, coordinates: Tensor) -> None:
-    """Raises `ValueError` unless values `[B, C, M]` fit their coordinates, `[B, A, M]`."""
+    """Raise `ValueError` unless values `[B, C, M]` fit their coordinates, `[B, A, M]`."""
     check_array("values", values, 3, f"[B, {channels}, M]")
     wanted = (coordinates.shape[0], channels, coordinates.shape[2])
     if tuple(values.shape) != wanted:

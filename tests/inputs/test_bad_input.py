@@ -71,7 +71,7 @@ CONSTRUCTORS = [
     (LogMel, {**MEL, "highest": 900}, "highest=900 must be greater than lowest=20 and at most 800.0, half of sample_rate"),
     (LogMel, {**MEL, "lowest": 800}, "highest=800 must be greater than lowest=800"),
     (LogMel, {**MEL, "patch_size": [1, 4]}, "not a multiple of patch_size=4"),
-    (LogMel, {**MEL, "patch_size": [12, 1]}, "num_samples=400 gives fewer frames than patch_size=[12, 1]: increase it"),
+    (LogMel, {**MEL, "patch_size": [12, 1]}, "num_samples=400 gives fewer frames than patch_size=[12, 1]: give more samples"),
     (TokenIds, {"vocab_size": 0}, "vocab_size=0 must be"),
     (TokenIds, {"max_length": 0}, "max_length=0 must be"),
     (TokenIds, {"dim": "768"}, "dim='768' must be"),
