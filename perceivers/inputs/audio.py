@@ -148,7 +148,7 @@ class LogMel(InputModule):
         counts = [self._num_frames(num_samples) // self.patch_size[0], num_mels // self.patch_size[1]]
         if counts[0] == 0:
             raise ValueError(
-                f"num_samples={num_samples} gives fewer frames than patch_size={self.patch_size}: increase num_samples"
+                f"num_samples={num_samples} gives fewer frames than patch_size={self.patch_size}: give more samples"
             )
         if resolution is None:
             resolution = [max(2, count) for count in counts]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
+from perceivers.layers.linear import why_touched
 from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
 from perceivers.outputs.base import Encoded, QueryOutput, learned_queries
@@ -105,7 +106,6 @@ class TokenLogits(QueryOutput):
         """
         owner, weight = self._tied(inputs)
         is_embedding = isinstance(owner, nn.Embedding) or isinstance(getattr(owner, "base_layer", None), nn.Embedding)
-        hooks = (owner._forward_hooks, owner._forward_pre_hooks, owner._backward_hooks, owner._backward_pre_hooks)
-        if is_embedding and (type(owner) is not nn.Embedding or any(hooks) or "forward" in vars(owner)):
+        if is_embedding and (type(owner) is not nn.Embedding or why_touched("embedding", owner) is not None):
             return owner(torch.arange(self.config["vocab_size"], device=weight.device))
         return weight
