@@ -21,7 +21,6 @@ def test_decoder_without_feed_forward(pre_norm):
     torch.testing.assert_close(model(x), model.outputs.head(y if pre_norm else block.attention_norm(y))[:, 0])
     with_one = build({"kind": "LearnedQueries", "dim": 8, "num_channels": 3}, pre_norm=pre_norm)
     assert model.flops(x) < with_one.flops(x)
-    assert block.flops(1, 5) == with_one.decoder.attention.flops(1, 5)
 
 
 class Foreign(nn.Module):
