@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 
-class Part(nn.Module):
+class Configurable(nn.Module):
     """A module with a description, `{"kind": name of its class, **config}`.
 
     Attributes:
@@ -20,7 +20,7 @@ class Part(nn.Module):
     """
 
     argument: ClassVar[str]
-    kinds: ClassVar[dict[str, type["Part"]]]
+    kinds: ClassVar[dict[str, type["Configurable"]]]
     config: dict[str, Any]
 
     def __init_subclass__(cls, *, argument: str | None = None, **kwargs: Any) -> None:

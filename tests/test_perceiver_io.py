@@ -62,27 +62,33 @@ BAD = [
     ({"layers_indice": [1]}, "layers_indice=[1] must use each of 0, 1, 2"),
     ({"attention_implementation": "fast"}, "attention_implementation='fast' must be one of"),
     ({"outputs": {"kind": "MeanPool", "dim": 13}}, "MeanPool has dim=13, but the latents have dim=12: make them equal"),
-    ({"outputs": {"kind": "PerInput", "dim": 13, "num_channels": 2}}, "PerInput has dim=13, but the inputs have 12 channels"),
-    ({"outputs": {"kind": "PerToken", "dim": 13, "num_channels": 2}}, "PerToken has dim=13, but the inputs have 12 channels"),
+    (
+        {"outputs": {"kind": "PerInput", "dim": 13, "num_channels": 2}},
+        "PerInput has dim=13, but the inputs have num_channels=12",
+    ),
+    (
+        {"outputs": {"kind": "PerToken", "dim": 13, "num_channels": 2}},
+        "PerToken has dim=13, but the inputs have num_channels=12",
+    ),
     ({"outputs": {"kind": "GivenQueries", "dim": 0, "num_channels": 2}}, "dim=0 must be"),
-    ({"outputs": LOGITS}, "tied_to='embeddings.weight' is no parameter of the inputs: choose from []"),
+    ({"outputs": LOGITS}, "tied_to='embeddings.weight' is not a parameter of the inputs: choose from []"),
     (
         {"inputs": TEXT, "outputs": {**LOGITS, "dim": 8}},
         "tied_to='embeddings.weight' has shape [7, 6], but [7, 8] is needed: [vocab_size, width of decoded queries]",
     ),
     ({"outputs": {**CLASS, "num_channels": 0}}, "num_channels=0 must be"),
     ({"outputs": {**CLASS, "num_queries": 0}}, "num_queries=0 must be"),
-    ({"outputs": {**GRID, "axes": []}}, "axes=[] and patch=[] must have one entry each for every axis, and at least one"),
-    ({"outputs": {**GRID, "patch": [2]}}, "axes=[3, 5] and patch=[2] must have one entry each"),
+    ({"outputs": {**GRID, "axes": []}}, "axes=[] and patch=[] must have the same number of entries, at least one"),
+    ({"outputs": {**GRID, "patch": [2]}}, "axes=[3, 5] and patch=[2] must have the same number of entries"),
     ({"outputs": {**GRID, "feature_order": "x"}}, "feature_order='x' must be one of 'axes', 'kinds'"),
     ({"outputs": {**GRID, "sampled_positions": "x"}}, "sampled_positions='x' must be one of 'grid', 'left_aligned'"),
     ({"outputs": {**GRID, "content_channels": -1}}, "content_channels=-1 must be"),
-    ({"outputs": {"kind": "MultiTask", "dim": 8, "tasks": {}}}, "tasks={} must map at least one task's name"),
+    ({"outputs": {"kind": "MultiTask", "dim": 8, "tasks": {}}}, "tasks={} must be a dict from at least one task name"),
     ({"outputs": {"kind": "MultiTask", "dim": 8, "tasks": {"a": 0}}}, "tasks=0 must be"),
-    ({"outputs": {"kind": "Multimodal", "modalities": {}}}, "modalities={} must be a dict of at least one name"),
+    ({"outputs": {"kind": "Multimodal", "modalities": {}}}, "modalities={} must be a dict with at least one name"),
     (
         {"outputs": {"kind": "Multimodal", "modalities": {"a": CLASS}}},
-        "output 'a' has decoded_channels=8, but 10 arrive: give it that many",
+        "output 'a' has decoded_channels=8, but decoded queries have 10 channels: give it decoded_channels=10",
     ),
 ]
 
@@ -106,10 +112,14 @@ def test_unknown_arguments():
 X = torch.zeros(2, 2, 4, 6)
 MANY = {"kind": "Multimodal", "modalities": {"a": {**CLASS, "decoded_channels": 10}}}
 CALLS = [
-    (CLASS, {"indices": [0]}, "indices is list, not a tensor of whole numbers: choose queries, such as torch.arange(10)"),
-    (CLASS, {"indices": torch.zeros(1)}, "indices is torch.float32, not a tensor of whole numbers"),
-    (GRID, {"indices": torch.tensor([15])}, "indices reach from 15 to 15, but there are 15 queries: stay within 0 to 14"),
-    (GRID, {"indices": torch.tensor([-1])}, "indices reach from -1 to -1"),
+    (
+        CLASS,
+        {"indices": [0]},
+        "indices is list, not an int64 or int32 tensor: give the queries to decode, such as torch.arange(10)",
+    ),
+    (CLASS, {"indices": torch.zeros(1)}, "indices is torch.float32, not an int64 or int32 tensor"),
+    (GRID, {"indices": torch.tensor([15])}, "indices has values from 15 to 15, but there are 15 queries: indices are 0 to 14"),
+    (GRID, {"indices": torch.tensor([-1])}, "indices has values from -1 to -1"),
     (GRID, {"indices": torch.zeros(3, 1).long()}, "indices has shape [3, 1], but [O] or [2, O] with O > 0 is needed"),
     (GRID, {"indices": torch.zeros(0).long()}, "indices has shape [0], but"),
     (GRID, {"chunk_size": 0}, "chunk_size=0 must be a whole number of at least 1"),
@@ -118,12 +128,12 @@ CALLS = [
     (
         {"kind": "MeanPool", "dim": 12},
         {"indices": torch.arange(1)},
-        "indices must be None: the mean of the latents is one result",
+        "indices must be None: MeanPool has one result and no queries",
     ),
     (
         {"kind": "MeanPool", "dim": 12},
         {"query_mask": X > 0},
-        "query_mask must be None: the mean of the latents has no queries",
+        "query_mask must be None: MeanPool has no queries",
     ),
     (
         {"kind": "MultiTask", "dim": 8, "tasks": {"a": 2}},
@@ -132,13 +142,13 @@ CALLS = [
     ),
     (MANY, {"indices": torch.arange(1)}, "indices is Tensor, but a dict with some of the keys ['a'] is needed"),
     (MANY, {"query_mask": {"b": None}}, "query_mask is ['b'], but a dict with some of the keys ['a'] is needed"),
-    ({**GRID, "content_channels": 2}, {}, "axes=[3, 5], but group 0 of the inputs has others: [4, 6]"),
-    ({**GRID, "axes": [4, 6], "content_channels": 3}, {}, "content_channels=3, but the inputs have 2"),
+    ({**GRID, "content_channels": 2}, {}, "axes=[3, 5], but group 0 of the inputs has axes [4, 6]"),
+    ({**GRID, "axes": [4, 6], "content_channels": 3}, {}, "content_channels=3, but the content of the inputs has 2 channels"),
     ({**GRID, "axes": [4, 6], "content_channels": 2, "group": 1}, {}, "group=1, but there are 1 token groups"),
     (
         {"kind": "TokenLogits", "max_length": 9, "dim": 6, "vocab_size": 7, "tied_to": None},
         {},
-        "the text has 24 tokens: cut it",
+        "the text has 24 tokens, but max_length=9: truncate it",
     ),
 ]
 
@@ -155,7 +165,7 @@ def test_queries_of_inputs_need_the_inputs():
     latents = model.encode(X)
     torch.testing.assert_close(model.decode(latents, model.inputs(X)), model(X))
     with pytest.raises(
-        ValueError, match=re.escape("group=0, but there are 0 token groups: pass decode() those of the inputs")
+        ValueError, match=re.escape("group=0, but there are 0 token groups: pass those of the inputs to decode()")
     ):
         model.decode(latents)
 
