@@ -44,6 +44,7 @@ class Sizes:
         k_channels: H * K.
         v_channels: H * V.
         projecting: FLOPs of projecting encoded queries; 0 for queries that are projected already.
+        keys_and_values: FLOPs of projecting all inputs to keys and values; 0 if another call has shared them.
     """
 
     heads: int
@@ -53,6 +54,7 @@ class Sizes:
     k_channels: int
     v_channels: int
     projecting: int
+    keys_and_values: int
 
     @classmethod
     def of(cls, call: Call) -> "Sizes":
@@ -63,8 +65,9 @@ class Sizes:
         projection, projecting = call.projection, 0
         if isinstance(call.queries, EncodedQueries):
             projecting = 2 * queries * call.queries.tokens.num_channels * projection.k_channels
-        widths = (projection.k_channels, projection.v_channels)
-        return cls(call.heads, queries, inputs, call.num_channels, *widths, projecting)
+        channels, widths = call.num_channels, (projection.k_channels, projection.v_channels)
+        keys_and_values = 2 * sum(widths) * inputs * channels if call.shared.keys_and_values is None else 0
+        return cls(call.heads, queries, inputs, channels, *widths, projecting, keys_and_values)
 
     @property
     def widths(self) -> int:

@@ -32,7 +32,7 @@ def why_not(call: Call) -> str | None:
 def cost(call: Call) -> Cost:
     """Return the cost of projecting all inputs, and of two products per pair."""
     sizes = Sizes.of(call)
-    flops = sizes.projecting + 2 * sizes.widths * (sizes.inputs * sizes.channels + sizes.queries * sizes.inputs)
+    flops = sizes.projecting + sizes.keys_and_values + 2 * sizes.widths * sizes.queries * sizes.inputs
     held = sizes.inputs * (sizes.channels + sizes.widths)
     return Cost(flops, sizes.pairs, held, work=CALL + flops + EXPONENTIAL * sizes.pairs)
 
