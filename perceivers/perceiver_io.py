@@ -28,6 +28,7 @@ from perceivers.inputs import InputModule
 from perceivers.layers.attention import resolve_channels
 from perceivers.layers.block import CrossAttentionBlock, block_settings
 from perceivers.layers.encoder import LatentEncoder
+from perceivers.ops.cross_attention import Shared
 from perceivers.ops.tokens import Tokens
 from perceivers.outputs import Encoded, Output
 from perceivers.pretrained import Pretrained
@@ -258,11 +259,11 @@ class PerceiverIO(Pretrained):
             queries: As in `forward`.
             chunk_size: As in `forward`.
         """
-        sources, cache = [Tokens.of(latents)], {}  # keys and values of the latents are made once, for all chunks
+        sources, shared = [Tokens.of(latents)], Shared()  # keys and values of the latents are made once, for all chunks
 
         def attend(queries: Tokens, attending: Tensor | None) -> Tensor:
             assert self.decoder is not None, "an output with queries has a decoder"
-            return self.decoder(queries, sources, cache, attending)
+            return self.decoder(queries, sources, shared, attending)
 
         self.outputs.check_queries(queries)
         encoded = Encoded(latents, attend, tokens, self.inputs, queries)

@@ -4,7 +4,7 @@ With `pre_norm` (the published models) each of the two steps is x + f(norm(x)): 
 stream. Without, it is norm(x + f(x)), and the inputs of a cross-attention are not normalised.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from perceivers._checks import a_bool, a_number, a_probability, an_int, one_of
 from perceivers.layers.attention import CrossAttention, SelfAttention, a_bias
 from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward
+from perceivers.ops.cross_attention import Shared
 from perceivers.ops.tokens import Tokens
 
 
@@ -74,22 +75,22 @@ class CrossAttentionBlock(nn.Module):
         self,
         latents: Tensor | Tokens,
         inputs: Sequence[Tokens],
-        cache: dict[Hashable, Any] | None = None,
+        shared: Shared | None = None,
         query_mask: Tensor | None = None,
     ) -> Tensor:
         """Maps latents `[B, N, dim]` and token groups to `[B, N, dim]`; `ValueError` where they do not fit.
 
         What takes the place of the latents may be a token group, see `CrossAttention`.
-        `cache` is a dict that calls with the same inputs share, see `cross_attention`; `query_mask`, `[B, N]`, says which
+        `shared` is passed to all calls with the same inputs, see `cross_attention`; `query_mask`, `[B, N]`, says which
         latents attend.
         """
         self.attention.check(latents, inputs)
         if isinstance(latents, Tokens) and self.pre_norm:
-            attended = self.attention(latents, inputs, cache, query_mask, self.attention_norm)
+            attended = self.attention(latents, inputs, shared, query_mask, self.attention_norm)
             x = latents.encoded().to(attended.dtype) + attended if self.query_residual else attended
         else:
-            x = latents.encoded().to(self.attention.to_q.weight.dtype) if isinstance(latents, Tokens) else latents
-            attend = lambda x: self.attention(x, inputs, cache, query_mask)  # noqa: E731
+            x = latents.encoded().to(self.attention.dtype) if isinstance(latents, Tokens) else latents
+            attend = lambda x: self.attention(x, inputs, shared, query_mask)  # noqa: E731
             x = _step(x, attend, self.attention_norm, self.pre_norm, self.query_residual)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return x

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers._checks import a_bool, a_list, an_int
 from perceivers.layers.block import CrossAttentionBlock, LatentTransformer, block_settings
+from perceivers.ops.cross_attention import Shared
 from perceivers.ops.tokens import Tokens
 
 
@@ -102,10 +103,10 @@ class LatentEncoder(nn.Module):
         latents_BND = self._initial(inputs)
         if self.grad_checkpointing and torch.is_grad_enabled():
             return self._recomputed(latents_BND, inputs)
-        caches = {cross: {} for cross in self.config["layers_indice"]}  # layers that share weights share what these make
+        shared = {cross: Shared() for cross in self.config["layers_indice"]}  # what layers that share weights make once
         for cross, (cross_attention, latent_transformers) in zip(self.config["layers_indice"], self.layers(), strict=True):
             if cross_attention is not None:
-                latents_BND = cross_attention(latents_BND, inputs, caches[cross])
+                latents_BND = cross_attention(latents_BND, inputs, shared[cross])
             latents_BND = latent_transformers(latents_BND)
         return latents_BND
 
