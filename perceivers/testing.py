@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers._registry import Part, describe
+from perceivers._registry import Configurable, describe
 from perceivers.layers import CrossAttention
 from perceivers.ops.cross_attention import IMPLEMENTATIONS
 from perceivers.ops.tokens import Tokens
@@ -33,7 +33,7 @@ def check_input(
 
     The laws: groups have `num_channels` channels and finite values; samples differ, and a batch is its samples one by one;
     gradients reach every parameter; every implementation of attention gives the same; what lies under False has no effect;
-    a `Part` is described by JSON and made again.
+    a `Configurable` is described by JSON and made again.
 
     Args:
         module: The input module.
@@ -80,7 +80,7 @@ def check_input(
         same = bool(torch.equal(attend(hidden, mask), whole))
         _law(same, "masked is absent", "what lies under False changes what latents gather")
         _law(not torch.equal(attend(x, None), whole), "masked is absent", "the mask has no effect")
-    if isinstance(module, Part):
+    if isinstance(module, Configurable):
         again = type(module).create(json.loads(json.dumps(describe(module))))
         again.load_state_dict(module.state_dict())
         remade = torch.cat([group.encoded() for group in again.to(encoded.device).eval()(x, mask)], dim=1)

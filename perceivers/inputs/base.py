@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import a_list, an_int
-from perceivers._registry import Part
+from perceivers._registry import Configurable
 from perceivers.inputs.ragged import pad_ragged
 from perceivers.ops.tokens import Positions, check_grid
 from perceivers.position import FourierFeatures, grid_coordinates
@@ -29,7 +29,7 @@ class Located(NamedTuple):
     coordinates: Any
 
 
-class InputModule(Part, argument="inputs"):
+class InputModule(Configurable, argument="inputs"):
     """Turns data of one kind into token groups: `forward(x, mask=None) -> list[Tokens]`, which share one softmax.
 
     True in a mask is what may be attended to, and what lies under False, even NaN, has no effect. Tokens keep the parts of an

@@ -8,7 +8,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers.layers.block import CrossAttentionBlock, block_settings
+from perceivers.layers.block import BlockConfig, CrossAttentionBlock
 from perceivers.layers.checks import checked_inputs
 from perceivers.ops.tokens import Tokens
 
@@ -63,20 +63,23 @@ class InducedSetAttention(nn.Module):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        settings = block_settings(
+        config = BlockConfig(
             dim=dim,
+            heads=heads,
+            head_dim=head_dim,
+            pre_norm=pre_norm,
             ff_dim=ff_dim,
             ff_dim_scale=1,
-            bias=bias,
-            pre_norm=pre_norm,
             activation=activation,
+            bias=bias,
             ff_dropout=ff_dropout,
             attention_dropout=attention_dropout,
         )
-        self.dim = settings["dim"]
+        an_int("ff_dim", config.hidden_dim)
+        self.dim = config.dim
         self.latents = nn.Parameter(torch.empty(an_int("num_latent_tokens", num_latent_tokens), self.dim))
-        self.read = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
-        self.write = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
+        self.read = CrossAttentionBlock(config, kv_dim=self.dim)
+        self.write = CrossAttentionBlock(config, kv_dim=self.dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

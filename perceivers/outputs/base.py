@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers._registry import Part
+from perceivers._registry import Configurable
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
 from perceivers.outputs.gather import take
@@ -50,7 +50,7 @@ class Encoded:
         return self.tokens[index]
 
 
-class Output(Part, ABC, argument="outputs"):
+class Output(Configurable, ABC, argument="outputs"):
     """An output module.
 
     Attributes:
