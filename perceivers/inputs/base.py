@@ -47,6 +47,36 @@ class InputModule(Configurable, argument="inputs"):
         """That of the parameters; `None` where there are none."""
         return next((parameter.dtype for parameter in self.parameters()), None)
 
+    def example(self, batch_size: int = 1) -> Any:
+        """Stub for tests of the models, until each input module has its own."""
+        config = {"kind": type(self).__name__, **self.config}
+        return _stub(config, batch_size)
+
+
+def _stub(config: Any, batch_size: int) -> Any:
+    match config["kind"]:
+        case "Multimodal":
+            parts = {name: _stub(part, batch_size) for name, part in config["modalities"].items()}
+            return None if any(part is None for part in parts.values()) else parts
+        case "TokenIds":
+            return torch.zeros(batch_size, config["max_length"], dtype=torch.int64)
+        case "FramePairs":
+            channels, *axes = config["data_shape"]
+            shape = [channels, 2, *axes]
+        case "Waveform" | "LogMel":
+            shape = [config.get("audio_channels", 1), config["num_samples"]]
+        case "Labels":
+            shape = [config["num_classes"]]
+        case "Tabular":
+            numbers = {"numeric": torch.zeros(batch_size, config["num_numeric"])}
+            ids = {"categorical": torch.zeros(batch_size, len(config["categories"]), dtype=torch.int64)}
+            return {name: x for name, x in {**numbers, **ids}.items() if x.shape[1]}
+        case "Pixels" | "LearnedPixels" | "Patches" | "ConvStem":
+            shape = config["data_shape"]
+        case _:
+            return None
+    return torch.zeros(batch_size, *shape)
+
 
 def linear_map(linear: nn.Linear | None) -> dict[str, Any]:
     """The arguments of `Tokens` for a linear map of the content."""
