@@ -107,9 +107,7 @@ class Perceiver(PerceiverBase):
         attention_implementation: str = "auto",
     ) -> None:
         super().__init__()
-        self.inputs = Pixels(
-            data_shape=data_shape, num_bands=num_bands, resolution=resolution, frequency_base=frequency_base
-        )
+        self.inputs = Pixels(data_shape=data_shape, num_bands=num_bands, resolution=resolution, frequency_base=frequency_base)
         if cross_kv_dim is not None and an_int("cross_kv_dim", cross_kv_dim) != self.inputs.num_channels:
             channels = self.inputs.config["data_shape"][0]
             raise ValueError(
@@ -170,7 +168,7 @@ class Perceiver(PerceiverBase):
 
         Args:
             x: `[B, C, *axes]`, floating point; see `inputs.Pixels` for what else is accepted.
-            mask: `[B, *axes]`, bool, True where x may be attended to. Values where it is False have no effect, not even NaN.
+            mask: `[B, *axes]`, bool, True where x may be attended to; masked values have no effect, not even NaN.
 
         Raises:
             ValueError: If a shape or dtype does not fit.

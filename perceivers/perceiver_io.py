@@ -211,7 +211,7 @@ class PerceiverIO(PerceiverBase):
 
         Args:
             x: What the input module takes.
-            mask: Its mask, True where x may be attended to. Values where it is False have no effect, not even NaN.
+            mask: Its mask, True where x may be attended to; masked values have no effect, not even NaN.
             indices: Indices of the output queries to decode, integers `[O]`, or `[B, O]` if samples differ; for several
                 outputs, a dict with entries for some of them. Defaults to all. Decoding a sample of them in training saves
                 memory.

@@ -242,8 +242,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Evaluation preprocessing of the ImageNet models, in timm's terms: the central 224/256 of the shorter side of an image, resized
-# to the input size and normalised, as in DeepMind's code and in transformers' PerceiverImageProcessor.
+# Evaluation preprocessing of the ImageNet models, in timm's terms: a centre crop of 224/256 of the shorter side of an image,
+# resized to the input size and normalised, as in DeepMind's code and in transformers' PerceiverImageProcessor.
 PRETRAINED_CFGS: dict[str, dict[str, Any]] = {
     name: {
         "input_size": tuple(preset.get("inputs", preset)["data_shape"]),

@@ -68,7 +68,7 @@ class BlockConfig:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        self.widths, self.hidden_dim  # noqa: B018 they raise if the settings do not fit
+        _ = self.widths, self.hidden_dim  # they raise an error if the settings do not fit
 
     @property
     def widths(self) -> tuple[int, int]:

@@ -50,7 +50,9 @@ class EncoderConfig:
         an_int("ff_dim", self.latent.hidden_dim)
         cross = _check_indices("layers_indice", self.layers_indice, optional=True)
         if self.latent_layers_indice is None and None in cross:
-            raise ValueError(f"latent_layers_indice=None cannot default to layers_indice={cross}, which contains None: give it")
+            raise ValueError(
+                f"latent_layers_indice=None cannot default to layers_indice={cross}, which contains None: give it"
+            )
         latent = cross if self.latent_layers_indice is None else self.latent_layers_indice
         latent = _check_indices("latent_layers_indice", latent)
         if len(latent) != len(cross):

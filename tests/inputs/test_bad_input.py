@@ -89,7 +89,7 @@ CONSTRUCTORS = [
         "modalities has the name 'a.b': choose a string without dots",
     ),
     (Multimodal, {"modalities": {"keys": Labels(num_classes=3)}}, "modalities has the name 'keys': choose"),
-    (Multimodal, {"modalities": {"a": {"kind": "Lables"}}}, "inputs: kind='Lables' is none of ['ConvStem'"),
+    (Multimodal, {"modalities": {"a": {"kind": "Lables"}}}, "inputs: kind='Lables' is not one of ['ConvStem'"),
     (
         Multimodal,
         {"modalities": {"a": torch.nn.Linear(2, 2)}},
@@ -246,7 +246,7 @@ def test_multimodal(change, mask, message):
 def test_create():
     with pytest.raises(ValueError, match="inputs=3 must be a module, or a description: a dict with 'kind'"):
         InputModule.create(3)
-    with pytest.raises(ValueError, match=re.escape("inputs: unknown keys ['num_bands'], no arguments of Labels")):
+    with pytest.raises(ValueError, match=re.escape("inputs: unexpected keys ['num_bands'] for Labels")):
         InputModule.create({"kind": "Labels", "num_classes": 3, "num_bands": 2})
 
 

@@ -237,7 +237,6 @@ def test_decoder_without_feed_forward(pre_norm):
     torch.testing.assert_close(model(x), model.outputs.head(y if pre_norm else block.attention_norm(y))[:, 0])
     with_one = build({"kind": "LearnedQueries", "dim": 8, "num_channels": 3}, pre_norm=pre_norm)
     assert model.flops(x) < with_one.flops(x)
-    assert block.flops(1, 5) == with_one.decoder.attention.flops(1, 5)
 
 
 def test_vocabulary_is_tied():
@@ -365,6 +364,6 @@ def test_parts_of_others(tmp_path):
     model = build({"kind": "LearnedQueries", "dim": 8, "num_channels": 3}, Mine())
     x = draw(2, 5, 3)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"kind='.*Mine' is none of"):
+    with pytest.raises(ValueError, match=r"kind='.*Mine' is not one of"):
         PerceiverIO.from_pretrained(tmp_path)
     torch.testing.assert_close(PerceiverIO.from_pretrained(tmp_path, inputs=Mine())(x), model(x))
