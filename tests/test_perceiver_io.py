@@ -36,12 +36,12 @@ def _forget_compiled():
 
 BAD = [
     ({"inputs": nn.Linear(2, 3)}, "inputs is a Linear without num_channels: give an input module"),
-    ({"outputs": nn.Linear(2, 3)}, "outputs is a Linear, no perceivers.outputs.Output: give an output module"),
+    ({"outputs": nn.Linear(2, 3)}, "outputs is a Linear, not a perceivers.outputs.Output: give an output module"),
     ({"inputs": "Pixels"}, "inputs='Pixels' must be a module, or a description: a dict with 'kind' and its arguments"),
     ({"outputs": {"dim": 3}}, "outputs={'dim': 3} must be a module, or a description"),
-    ({"outputs": {"kind": "Output"}}, "outputs: kind='Output' is none of ['"),
-    ({"outputs": {"kind": "os.system"}}, "make the module yourself and pass it as outputs=..."),
-    ({"outputs": {**CLASS, "dims": 3}}, "outputs: unknown keys ['dims'], no arguments of LearnedQueries: update perceivers"),
+    ({"outputs": {"kind": "Output"}}, "outputs: kind='Output' is not one of ['"),
+    ({"outputs": {"kind": "os.system"}}, "import the module that defines the class, or pass an instance as outputs=..."),
+    ({"outputs": {**CLASS, "dims": 3}}, "outputs: unexpected keys ['dims'] for LearnedQueries; did you mean 'dim'?"),
     ({"outputs": {"kind": "Grid", "axes": [3]}}, "outputs: num_channels of Grid is missing"),
     ({"dim": 0}, "dim=0 must be a whole number of at least 1"),
     ({"heads": 5}, "heads=5 does not divide dim=12: choose one that does, or give qk_channels"),
@@ -250,10 +250,10 @@ def test_configuration_is_json():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": {"kind": "os.system", "command": "true"}}, "inputs: kind='os.system' is none of"),
-        ({"outputs": {"kind": "Encoded"}}, "outputs: kind='Encoded' is none of"),
+        ({"inputs": {"kind": "os.system", "command": "true"}}, "inputs: kind='os.system' is not one of"),
+        ({"outputs": {"kind": "Encoded"}}, "outputs: kind='Encoded' is not one of"),
         ({"outputs": {**CLASS, "num_channels": 4}}, "outputs.head.bias has shape [3], not [4]"),
-        ({"outputs": {**CLASS, "width": 4}}, "outputs: unknown keys ['width']"),
+        ({"outputs": {**CLASS, "width": 4}}, "outputs: unexpected keys ['width'] for LearnedQueries; remove"),
         ({"model_class": "Perceiver"}, "model_class='Perceiver': load it with Perceiver, not PerceiverIO"),
     ],
     ids=str,
@@ -276,7 +276,7 @@ def test_modules_of_the_same_name_are_not_confused(tmp_path):
     model = build(inputs=Pixels())
     assert model.config["inputs"] == {"kind": f"{__name__}.test_modules_of_the_same_name_are_not_confused.<locals>.Pixels"}
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is none of"):
+    with pytest.raises(ValueError, match="is not one of"):
         PerceiverIO.from_pretrained(tmp_path)
 
 

@@ -96,7 +96,7 @@ CONSTRUCTORS = [
         "modalities has the name 'a.b': names must be strings without dots",
     ),
     (Multimodal, {"modalities": {"keys": Labels(num_classes=3)}}, "modalities has the name 'keys': names must be strings"),
-    (Multimodal, {"modalities": {"a": {"kind": "Lables"}}}, "inputs: kind='Lables'"),
+    (Multimodal, {"modalities": {"a": {"kind": "Lables"}}}, "inputs: kind='Lables' is not one of ['ConvStem'"),
     (
         Multimodal,
         {"modalities": {"a": torch.nn.Linear(2, 2)}},
@@ -282,7 +282,7 @@ def test_multimodal(change, mask, message):
 def test_create():
     with pytest.raises(ValueError, match="inputs=3 must be a module"):
         InputModule.create(3)
-    with pytest.raises(ValueError, match=re.escape("keys ['num_bands']")):
+    with pytest.raises(ValueError, match=re.escape("inputs: unexpected keys ['num_bands'] for Labels")):
         InputModule.create({"kind": "Labels", "num_classes": 3, "num_bands": 2})
 
 

@@ -252,7 +252,7 @@ def test_embeddings_are_added_to_the_inputs():
         (
             {"num_embeddings": 4},
             None,
-            "indices has shape None, but [2, 11] is needed: [B, M], which embedding each input gets",
+            "indices has shape None, but [2, 11] is needed: [B, M], the embedding of each input",
         ),
         ({"num_embeddings": 4}, torch.zeros(2, 1).long(), "indices has shape [2, 1], but [2, 11] is needed"),
         ({"num_embeddings": 4}, torch.zeros(2, 11), "indices is torch.float32 of shape [2, 11], but an integer tensor"),
