@@ -12,10 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs.cases import TAKING_LATENTS
 from torch import Tensor
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import PerceiverIO
 
 DIM, CLASSES, VOCABULARY = 12, 3, 9
@@ -235,7 +234,7 @@ def test_chunked_is_whole(source, sink, height, width, seed):
 
 
 @pairs
-@pytest.mark.parametrize("implementation", TAKING_LATENTS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_implementations_agree(source, sink, implementation):
     kind, model = SOURCES[source], build(source, sink, 3, 4)
     x, mask = kind.data(2, 3, 4), kind.masks(2, 3, 4)

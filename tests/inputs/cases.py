@@ -29,11 +29,8 @@ from perceivers.inputs import (
     TokenIds,
     Waveform,
 )
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 B = 2
-# The implementations whose queries may be latents; "encoded_queries" refuses them.
-TAKING_LATENTS = [name for name in IMPLEMENTATIONS if name != "encoded_queries"]
 
 
 @dataclass

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from inputs.cases import CASES, TAKING_LATENTS, B, multimodal
+from inputs.cases import CASES, B, multimodal
 from torch import nn
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers.inputs import (
     Events,
     Features,
@@ -23,7 +23,7 @@ from perceivers.inputs import (
 from perceivers.layers import CrossAttention
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-every_implementation = pytest.mark.parametrize("implementation", [*TAKING_LATENTS, "auto"])
+every_implementation = pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "auto"])
 ANY_NUMBER = (Events, Features, Points, TimeSeries)  # modules without a size of their own
 
 

@@ -10,9 +10,9 @@ import math
 
 import pytest
 import torch
-from inputs.cases import CASES, TAKING_LATENTS, B, multimodal, multimodal_data
+from inputs.cases import CASES, B, multimodal, multimodal_data
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Located, Multimodal
 from perceivers.layers import CrossAttention
@@ -146,7 +146,7 @@ def test_gradients_reach_every_parameter(case):
 
 
 @each
-@pytest.mark.parametrize("implementation", TAKING_LATENTS[1:])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 @pytest.mark.usefixtures("float64")
 def test_every_implementation_of_attention_agrees(case, implementation):
     module, x, latents = make(case), case.data(), torch.randn(B, 3, 8)

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
-from inputs.cases import TAKING_LATENTS, B, multimodal, multimodal_data
+from inputs.cases import B, multimodal, multimodal_data
 
-from accuracy import draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Labels, Located, Multimodal, Pixels, TimeSeries
 from perceivers.inputs.multimodal import replace_inputs
@@ -65,7 +65,7 @@ def test_no_padding_for_the_widest():
     assert encoded(groups)[0, 1].tolist() == [0, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("implementation", TAKING_LATENTS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 def test_masked_inputs_are_the_mask_vector(p, implementation):
     """The output and all gradients equal those of arrays in which the inputs are replaced, in every implementation."""

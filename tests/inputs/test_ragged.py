@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from inputs.cases import TAKING_LATENTS
 
-from accuracy import draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers.inputs import (
     Events,
     Located,
@@ -18,7 +17,7 @@ from perceivers.inputs import (
 )
 from perceivers.layers import CrossAttention
 
-everywhere = pytest.mark.parametrize("implementation", TAKING_LATENTS)
+everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 
 def attend(groups, implementation="reference"):
