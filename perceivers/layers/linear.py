@@ -64,7 +64,7 @@ def why_opaque(name: str, module: nn.Module) -> str | None:
     if type(module).forward in (nn.Linear.forward, Linear.forward):
         return None
     if not _is_lora(module):
-        return f"{name} is a {type(module).__name__}"
+        return f"{name} is {a_kind(module)}"
     for part in module.modules():
         if isinstance(part, nn.Dropout) and part.training and part.p > 0:
             return f"{name} has an adapter with dropout"
@@ -79,10 +79,18 @@ def why_opaque(name: str, module: nn.Module) -> str | None:
 def why_touched(name: str, module: nn.Module) -> str | None:
     """Return a reason if a module itself has hooks or a replaced `forward`."""
     if "forward" in module.__dict__:
-        return f"{name} is a {type(module).__name__} with its forward replaced"
+        return f"{name} is {a_kind(module)} with its forward replaced"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return f"{name} is a {type(module).__name__} with hooks"
+        return f"{name} is {a_kind(module)} with hooks"
     return None
+
+
+def a_kind(module: nn.Module) -> str:
+    """Return the class of a module with its article; with its place if others are called the same."""
+    kind = type(module)
+    if kind.__name__ == "Linear" and kind not in (nn.Linear, Linear):
+        return f"a {kind.__module__}.Linear"
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
 def _is_lora(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import one_of
-from perceivers.layers.linear import Linear, why_touched
+from perceivers.layers.linear import Linear, a_kind, why_touched
 from perceivers.ops.cross_attention import Norm
 
 NORMS = ("layer_norm", "rms_norm")
@@ -44,7 +44,7 @@ def known_norm(name: str, norm: nn.Module | None) -> Norm | str | None:
     if forward in (nn.RMSNorm.forward, RMSNorm.forward) and norm.weight is not None and norm.weight.ndim == 1:
         eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
         return Norm(norm.weight, None, eps, centred=False)  # pyright: ignore[reportArgumentType]
-    return f"{name} is a {type(norm).__name__}"
+    return f"{name} is {a_kind(norm)}"
 
 
 class AdaptiveNorm(nn.Module):
