@@ -95,7 +95,7 @@ def test_autocast(implementation, dtype):
     with torch.autocast("cpu", dtype=dtype):
         out = model(x, mask)
         half_content = model(x.to(dtype), mask)
-        table = model.tokens(x.to(dtype), mask).positions.tables[0]
+        table = model.tokens(x.to(dtype), mask)[0].tables[0]
     assert seen[0] == dtype
     assert table.dtype == torch.float32
     tolerance = 20 * torch.finfo(dtype).eps
@@ -115,7 +115,7 @@ def test_other_dtypes(implementation, dtype):
     assert (out.double() - wanted).abs().max() < 20 * max(torch.finfo(dtype).eps, 1e-7) * wanted.abs().max()
 
 
-def test_float32_pictures_in_wider_and_narrower_models():
+def test_float32_images_in_wider_and_narrower_models():
     model, (x, _) = build(), inputs()
     wanted = model(x)
     torch.testing.assert_close(copy.deepcopy(model).double()(x), wanted.double(), rtol=1e-4, atol=1e-5)
