@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import Perceiver
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 from perceivers.ops.tokens import Tokens
 
 SMALL = {

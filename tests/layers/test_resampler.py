@@ -221,7 +221,7 @@ def test_settings():
 
 
 def test_projections_written_out():
-    """Of inputs even if they are as wide as the latents, and of the result before its norm; `norm_eps` is used in all norms."""
+    """Of inputs even if they are as wide as the latents, and of the result before its norm; all norms have `norm_eps`."""
     resampler = build(kv_dim=12, project_inputs=True, output_dim=7, depth=1, norm_eps=0.5)
     x = array(2, 11, 12)
     inner, outer = resampler.project_inputs, resampler.project_outputs
