@@ -190,7 +190,7 @@ def test_state_dict_keys():
 
 
 def test_widths():
-    """Those of queries and keys, and of values; where one is not given, the next that is."""
+    """Of queries and keys, and of values; one that is not given defaults to the next that is."""
 
     def widths(**changes):
         model = build(**changes)
@@ -207,7 +207,7 @@ def test_widths():
 
 
 def test_encoder_residual():
-    """Without it a layer that reads nothing but zeros forgets its latents."""
+    """Without it, the latents are replaced by what they gathered."""
     x = torch.randn(2, 2, 4, 6)
     on, off = (build(query_residual=on, num_latent_transformers_in_layers=[0]) for on in (True, False))
     off.load_state_dict(on.state_dict())
@@ -365,6 +365,6 @@ def test_dropout_of_the_decoder_acts_in_training_only():
 
 
 def test_inputs_need_only_width_and_tokens():
-    """Whatever has `num_channels` and makes tokens will do, but it must be a module."""
+    """Any module that has `num_channels` and makes tokens is accepted."""
     with pytest.raises(ValueError, match="must be a module"):
         PerceiverIO(**{**GOOD, "inputs": SimpleNamespace(num_channels=3)})
