@@ -170,7 +170,7 @@ FLOORS = (
     {"layers"},
     {"inputs"},
     {"outputs"},
-    {"presets", "losses"},
+    {"presets", "losses", "base"},
     {"perceiver", "perceiver_io"},
     {"factory", "testing"},
     {"data", "checkpoints"},
