@@ -225,14 +225,6 @@ def test_prepare_downloads_once_and_prints_the_path(small, capsys):
     assert main(["prepare", "mnist"]) == 0
 
 
-def test_prepared_arrays_can_be_trained_on(small, capsys):
-    detect = pytest.importorskip("perceivers.data.detect", reason="the training extra is not installed")
-    assert main(["prepare", "mnist"]) == 0
-    found = detect.recognise(capsys.readouterr().out.strip())
-    assert found.kind == "Arrays"
-    assert {name: len(split.records) for name, split in found.splits.items()} == {"train": 6, "test": 2}
-
-
 @pytest.mark.parametrize("contents", [b"incomplete", None], ids=["damaged", "other-version"])
 def test_wrong_contents_are_not_stored(contents, small, capsys):
     if contents is None:

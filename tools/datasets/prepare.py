@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,8 @@ def prepare(name: str, folder: Path) -> Path:
             raise OSError(f"{archive.name} cannot be read: {error}") from error
     with replacing(path) as file:
         if isinstance(contents, Mapping):
-            np.savez_compressed(file, **contents)
+            arrays: dict[str, Any] = dict(contents)
+            np.savez_compressed(file, **arrays)
         else:
             file.write(contents.encode())
     return path
