@@ -1,6 +1,6 @@
 """Checks wheels and source distributions before they are published.
 
-    python tools/check_dist.py dist/* [--version 0.1.0]
+    python -m tools.check_dist dist/* [--version 0.1.0]
 
 A wheel holds the package and nothing else; on Linux and macOS it also holds the compiled kernel, which would otherwise be
 left out silently if it did not compile. A source distribution holds what it takes to compile it.

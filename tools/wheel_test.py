@@ -1,5 +1,7 @@
 """Builds the wheel, installs it without extras in a clean environment, and runs the tests without the checkout.
 
+    python -m tools.wheel_test [ARGUMENTS OF PYTEST]
+
 Tests that need the repository are marked `checkout` and left out; tests that need an extra skip themselves.
 """
 
@@ -11,10 +13,9 @@ import tempfile
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 from tools.check_dist import problems
 
+ROOT = Path(__file__).resolve().parents[1]
 TEST_TOOLS = ["pytest", "hypothesis", "packaging"]
 
 
