@@ -73,7 +73,7 @@ def run(model: Perceiver | PerceiverIO, implementation: str, call: Callable[[], 
 def parts(model: Perceiver | PerceiverIO, x: Any) -> dict[str, tuple[str, Callable[[], Tensor]]]:
     """Return the sizes and the function of each part of a model."""
     x = tree_map(lambda leaf: torch.randn_like(leaf) if leaf.is_floating_point() else leaf, x)
-    tokens = model.inputs(x, None) if isinstance(model, PerceiverIO) else [model.tokens(x)]
+    tokens = model.tokens(x)
     latents, block = model.encoder.latents[None], cast(CrossAttentionBlock, model.encoder.cross_attentions[0])
     sizes = f"{len(latents[0])} x {sum(group.num_inputs for group in tokens)} x {tokens[0].num_channels}"
     result = {"reads": (sizes, lambda: block(latents, tokens))}

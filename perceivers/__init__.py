@@ -1,6 +1,6 @@
 """perceivers: the Perceiver family in PyTorch.
 
-Importing this package imports nothing else: each public name is loaded when it is first used.
+Importing this package imports nothing else: a public name is imported when it is first used.
 """
 
 import importlib
@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Perceiver": "perceivers.perceiver",
-    "PerceiverBlock": "perceivers.perceiver",
+    "PerceiverBlock": "perceivers.layers.block",
     "PerceiverIO": "perceivers.perceiver_io",
     "create_model": "perceivers.factory",
     "from_pretrained": "perceivers.checkpoints.detect",
@@ -20,7 +20,8 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from perceivers.checkpoints.detect import from_pretrained
     from perceivers.factory import create_model, list_models
-    from perceivers.perceiver import Perceiver, PerceiverBlock
+    from perceivers.layers.block import PerceiverBlock
+    from perceivers.perceiver import Perceiver
     from perceivers.perceiver_io import PerceiverIO
 
 __all__ = ["Perceiver", "PerceiverBlock", "PerceiverIO", "__version__", "create_model", "from_pretrained", "list_models"]

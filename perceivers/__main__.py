@@ -58,14 +58,13 @@ def _run(command: str, arguments: list[str]) -> int:
 def _models() -> list[str]:
     import torch
 
-    from perceivers import PerceiverIO, create_model, list_models
-    from perceivers.factory import example_inputs
+    from perceivers import create_model, list_models
 
     lines = []
     for name in list_models():
         with torch.device("meta"):
             model = create_model(name)
-            flops = model.flops(example_inputs(name)) if isinstance(model, PerceiverIO) else model.flops()
+        flops = model.flops()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         gigaflops = flops / 1e9
         shown = f"{gigaflops:.1f}" if gigaflops >= 1 else f"{gigaflops:.3f}"

@@ -1,18 +1,20 @@
-"""Checks of arguments: each raises `ValueError` with the argument's name, its value and the remedy.
+"""Checks of arguments; each raises `ValueError` with the argument's name, its value and what is allowed.
 
-`True` is an `int` to Python but never a size to a reader, so bools are refused wherever a number is asked for.
+`True` is an `int` in Python but never a meaningful size, so bools are refused as numbers.
 """
 
+import difflib
+import inspect
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MOST_AXES = 64
 
 
 def an_int(name: str, value: Any, minimum: int = 1) -> int:
-    """Returns `value` as an int that is at least `minimum`."""
+    """Return `value` as an int that is at least `minimum`."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -23,7 +25,7 @@ def an_int(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def a_number(name: str, value: Any) -> float:
-    """Returns `value` as a finite number greater than zero; whole numbers stay whole."""
+    """Return `value` as a finite number greater than zero; whole numbers become ints."""
     try:
         number = None if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError):
@@ -34,7 +36,7 @@ def a_number(name: str, value: Any) -> float:
 
 
 def a_probability(name: str, value: Any) -> float:
-    """Returns `value` as a float in [0, 1): a dropout of 1 would remove everything."""
+    """Return `value` as a float in [0, 1); a dropout probability of 1 would remove everything."""
     try:
         number = None if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError):
@@ -45,14 +47,14 @@ def a_probability(name: str, value: Any) -> float:
 
 
 def a_bool(name: str, value: Any) -> bool:
-    """Returns `value` if it is True or False, and not something that merely behaves like it."""
+    """Return `value` if it is a bool, and not just truthy or falsy."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r} must be True or False")
     return value
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
-    """Returns `value` if it is among the strings `choices`."""
+    """Return `value` if it is one of the strings `choices`."""
     choices = list(choices)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
@@ -60,18 +62,30 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def a_list(name: str, value: Any, what: str) -> list[Any]:
-    """Returns the items of an iterable as a list; a bare number or string is refused."""
+    """Return the items of an iterable as a list; numbers and strings are refused."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise ValueError(f"{name}={value!r} must be a list of {what}")
     return list(value)
 
 
 def one_each(name: str, value: Any, axes: int) -> list[Any]:
-    """Returns a list with an entry for each axis: `value` itself, which may be one entry for all."""
+    """Return a list with one entry per axis; a scalar `value` is repeated."""
     if axes > MOST_AXES:
-        raise ValueError(f"{name}={value!r} cannot be for {axes} axes, which are more than {MOST_AXES}")
+        raise ValueError(f"{name}={value!r} cannot be given for {axes} axes: at most {MOST_AXES} are allowed")
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         return [value] * axes
     if len(value) != axes:
         raise ValueError(f"{name}={value!r} has {len(value)} entries for {axes} axes: give one each")
     return list(value)
+
+
+def check_arguments(where: str, cls: type, arguments: Mapping[str, Any]) -> None:
+    """Raise `ValueError`, with a message that starts with `where`, if `cls` cannot be called with these keyword arguments."""
+    parameters = inspect.signature(cls).parameters
+    if unexpected := sorted(arguments.keys() - parameters.keys()):
+        close = difflib.get_close_matches(unexpected[0], parameters, n=1)
+        remedy = f"did you mean {close[0]!r}?" if close else "remove them, or update perceivers"
+        raise ValueError(f"{where}: unexpected keys {unexpected} for {cls.__name__}; {remedy}")
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in arguments:
+            raise ValueError(f"{where}: {parameter.name} of {cls.__name__} is missing")

@@ -1,12 +1,14 @@
 """Models by name."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
+from perceivers._checks import a_list
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.presets import PRESETS
@@ -14,63 +16,55 @@ from perceivers.presets import PRESETS
 MODELS = {model.__name__: model for model in (Perceiver, PerceiverIO)}
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the names that `create_model` takes, those that match a pattern such as `"*_tiny"`."""
-    return sorted(name for name in PRESETS if fnmatch(name, pattern))
-
-
-def create_model(name: str, **overrides: Any) -> Perceiver | PerceiverIO:
-    """Creates a model with random weights by the name of its published configuration.
+def list_models(pattern: str | Sequence[str] = "*") -> list[str]:
+    """Return the names that `create_model` accepts, in alphabetical order.
 
     Args:
-        name: One of `list_models()`. It travels with the model, as `model_name`, into its `config.json`.
-        **overrides: Constructor arguments that replace those of the configuration, such as `num_classes=10`, or of
-            `PerceiverIO` `outputs=LearnedQueries(dim=1024, num_channels=10)`.
+        pattern: A pattern such as `"*io*"`, or several: names that match any of them are returned.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else a_list("pattern", pattern, "patterns, such as '*_tiny'")
+    return sorted(name for name in PRESETS if any(fnmatch(name, one) for one in patterns))
+
+
+def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Perceiver | PerceiverIO:
+    """Create a model with random weights by the name of its published configuration.
+
+    Args:
+        name: One of `list_models()`. It is kept as `model_name` and saved in `config.json`.
+        pretrained: Must be False: no weights are published under these names. `perceivers.from_pretrained` loads weights.
+        **overrides: `num_classes`, as in `reset_classifier` (0 or `None` for no classifier), and constructor arguments that
+            replace those of the configuration, such as `outputs=LearnedQueries(dim=1024, num_channels=10)`.
 
     Raises:
         ValueError: If the name is unknown, or an override does not fit.
-        TypeError: If an override is no argument of the constructor.
+        TypeError: If an override is not an argument of the constructor.
     """
     if name not in PRESETS:
         close = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0)
-        raise ValueError(f"name={name!r} is no model; the closest is {close[0]!r}, and list_models() gives all")
+        raise ValueError(f"name={name!r} is not a model; the closest is {close[0]!r}, and list_models() returns all")
+    if pretrained is not False:
+        raise ValueError(
+            f"pretrained={pretrained!r} must be False: no weights are published for {name}; load your own with"
+            " perceivers.from_pretrained"
+        )
     arguments = {**PRESETS[name], **overrides}
-    model = MODELS[arguments.pop("model_class")](**arguments)
+    model_class, resets = MODELS[arguments.pop("model_class")], "num_classes" in overrides
+    if resets:
+        del arguments["num_classes"]
+    model = model_class(**arguments)
+    if resets:
+        model.reset_classifier(overrides["num_classes"] or 0)
     model.model_name = name
     return model
 
 
 def example_inputs(name: str, batch_size: int = 1) -> Any:
-    """Returns zeros of the published size, what `create_model(name)` takes as `x`.
+    """Return zeros of the published size, what `create_model(name)` takes as `x`.
 
     Args:
         name: One of `list_models()`.
         batch_size: Number of samples.
     """
-    return zeros(PRESETS[name].get("inputs", {"kind": "Pixels", **PRESETS[name]}), batch_size)
-
-
-def zeros(description: Mapping[str, Any], batch_size: int, dtype: torch.dtype = torch.float32) -> Any:
-    """Returns zeros of the size that an input module was made for; `None` where it takes any number of inputs."""
-    match description["kind"]:
-        case "Multimodal":
-            parts = {name: zeros(part, batch_size, dtype) for name, part in description["modalities"].items()}
-            return None if any(part is None for part in parts.values()) else parts
-        case "TokenIds":
-            return torch.zeros(batch_size, description["max_length"], dtype=torch.int64)
-        case "FramePairs":
-            channels, *axes = description["data_shape"]
-            shape = [channels, 2, *axes]
-        case "Waveform" | "LogMel":
-            shape = [description.get("audio_channels", 1), description["num_samples"]]
-        case "Labels":
-            shape = [description["num_classes"]]
-        case "Tabular":
-            numbers = {"numeric": torch.zeros(batch_size, description["num_numeric"], dtype=dtype)}
-            ids = {"categorical": torch.zeros(batch_size, len(description["categories"]), dtype=torch.int64)}
-            return {name: x for name, x in {**numbers, **ids}.items() if x.shape[1]}
-        case "Points" | "Events" | "TimeSeries" | "Features":
-            return None
-        case _:
-            shape = description["data_shape"]
-    return torch.zeros(batch_size, *shape, dtype=dtype)
+    with torch.device("meta"):  # without storage, and without drawing random numbers
+        example = create_model(name).inputs.example(batch_size)
+    return tree_map(lambda leaf: torch.zeros_like(leaf, device=torch.get_default_device()), example)

@@ -1,12 +1,12 @@
-"""Published configurations and smaller siblings, as data. Parameter counts, layers and FLOPs of each are pinned by a test.
+"""Published configurations and smaller siblings, as data. A test pins the parameter count, layers and FLOPs of each.
 
-The published ImageNet models of *Perceiver* (table 7 and appendix E of the paper): 512 latents of width 1024, a
-cross-attention of one head as wide as its inputs (261 channels), 48 latent layers in 8 stacks of 6 that share weights.
-They differ in how many cross-attentions they have and what is shared.
+The ImageNet models of *Perceiver* (table 7 and appendix E of the paper) have 512 latents of width 1024, a cross-attention
+of one head as wide as its inputs (261 channels), and 48 latent layers in 8 stacks of 6 that share weights. They differ in
+the number of cross-attentions and in what is shared.
 
-Those of *Perceiver IO* (section 4 and appendix; tables 9 to 12) are as DeepMind released them, with its tanh GELU; the one
-that was not is said to be. transformers' versions differ in settings: `activation="gelu"`, for learned positions
-`decoder_query_residual=True`, for the convolution `padding="symmetric"`.
+The models of *Perceiver IO* (section 4 and appendix, tables 9 to 12) are those that DeepMind released, with its tanh GELU;
+a comment names the one that was not released. transformers' versions differ in settings: `activation="gelu"`, for learned
+positions `decoder_query_residual=True`, for the convolution `padding="symmetric"`.
 """
 
 from typing import Any
@@ -72,11 +72,11 @@ _IO_FLOW: dict[str, Any] = {
 
 
 def _kinetics(frames: int, size: int, samples: int, bands: tuple[int, int], classes: int, width: int) -> dict[str, Any]:
-    """Sound, video and label of Kinetics, in and out: video in patches of 4 x 4 in, pixels out; sound in patches of 16."""
-    video, sound = [frames, size, size], samples // 16
+    """Audio, video and label of Kinetics: the input is video patches of 4 x 4 and audio patches of 16, the output pixels."""
+    video, audio = [frames, size, size], samples // 16
     audio_bands, video_bands = bands
     audio_positions = {"num_bands": audio_bands, "resolution": samples}
-    # The highest frequency is that of patches, also where pixels are decoded.
+    # The highest frequency is that of the patches, also for the decoded pixels.
     rates = [frames, size // 4, size // 4]
     video_positions = {"num_bands": video_bands, "resolution": rates, "feature_order": "kinds"}
     inputs = {
@@ -85,7 +85,7 @@ def _kinetics(frames: int, size: int, samples: int, bands: tuple[int, int], clas
         "label": {"kind": "Labels", "num_classes": classes},
     }
     outputs = {
-        "audio": {"kind": "Grid", "axes": [sound], "num_channels": 1, "patch": [16], **audio_positions},
+        "audio": {"kind": "Grid", "axes": [audio], "num_channels": 1, "patch": [16], **audio_positions},
         "image": {"kind": "Grid", "axes": video, "num_channels": 3, **video_positions},
         "label": {"kind": "LearnedQueries", "dim": 2 * width, "num_channels": classes},
     }
@@ -93,11 +93,11 @@ def _kinetics(frames: int, size: int, samples: int, bands: tuple[int, int], clas
         output |= {"decoded_channels": width}
         if output["kind"] == "Grid":
             output |= {"sampled_positions": "left_aligned"}
-    # The published model hides the label, with probability 1; in training it did so with 0.5.
-    hidden = {"audio": 0.0, "image": 0.0, "label": 1.0}
+    # The released model masks the label with probability 1; in training it was masked with probability 0.5.
+    mask_probs = {"audio": 0.0, "image": 0.0, "label": 1.0}
     return {
         "model_class": "PerceiverIO",
-        "inputs": {"kind": "Multimodal", "modalities": inputs, "min_padding_size": 4, "mask_probs": hidden},
+        "inputs": {"kind": "Multimodal", "modalities": inputs, "min_padding_size": 4, "mask_probs": mask_probs},
         "outputs": {"kind": "Multimodal", "modalities": outputs, "min_padding_size": 2, "decoded_channels": width},
         "dim": width,
         "heads": 8,
@@ -107,28 +107,28 @@ def _kinetics(frames: int, size: int, samples: int, bands: tuple[int, int], clas
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 8 cross-attentions, all but the first shared; 78.0 % top-1 in the paper
+    # 8 cross-attentions, all but the first shared; 78.0% top-1 in the paper
     "perceiver_imagenet_fourier": {
         **_IMAGENET,
         "layers_indice": [0] + [1] * 7,
         "latent_layers_indice": [0] * 8,
         "num_latent_transformers_in_layers": [6],
     },
-    # one cross-attention at the start; 76.7 % top-1
+    # one cross-attention, in the first layer; 76.7% top-1
     "perceiver_imagenet_fourier_1cross": {
         **_IMAGENET,
         "layers_indice": [0] + [None] * 7,
         "latent_layers_indice": [0] * 8,
         "num_latent_transformers_in_layers": [6],
     },
-    # nothing shared; 72.9 % top-1
+    # nothing shared; 72.9% top-1
     "perceiver_imagenet_fourier_unshared": {
         **_IMAGENET,
         "layers_indice": list(range(8)),
         "latent_layers_indice": list(range(8)),
         "num_latent_transformers_in_layers": [6] * 8,
     },
-    # the same shape of model for pictures of 64 x 64 on a CPU
+    # for images of 64 x 64 on a CPU
     "perceiver_imagenet_fourier_small": {
         **_IMAGENET,
         "data_shape": [3, 64, 64],
@@ -141,7 +141,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "latent_layers_indice": [0] * 4,
         "num_latent_transformers_in_layers": [3],
     },
-    # smaller still: seconds a test
+    # for tests, which take seconds
     "perceiver_imagenet_fourier_tiny": {
         **_IMAGENET,
         "data_shape": [3, 32, 32],
@@ -156,26 +156,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_latent_transformers_in_layers": [2],
         "num_classes": 10,
     },
-    # pixels with Fourier features; 79.0 % top-1 in the paper
+    # pixels with Fourier features; 79.0% top-1 in the paper
     "perceiver_io_imagenet_fourier": {
         **_IO_IMAGENET,
         "inputs": {"kind": "Pixels", "data_shape": [3, 224, 224], "num_bands": 64, "resolution": 224},
         "cross_qk_channels": 261,
     },
-    # a convolution and pooling, then Fourier features of 56 x 56 inputs; 82.1 % top-1
+    # a convolution and pooling, then Fourier features of 56 x 56 inputs; 82.1% top-1
     "perceiver_io_imagenet_conv": {
         **_IO_IMAGENET,
         "inputs": {"kind": "ConvStem", "data_shape": [3, 224, 224], "num_bands": 64, "resolution": 56},
         "cross_qk_channels": 322,
     },
-    # learned positions, no knowledge of the grid; 72.7 % top-1
+    # learned positions, without knowledge of the grid; 72.7% top-1
     "perceiver_io_imagenet_learned": {
         **_IO_IMAGENET,
         "inputs": {"kind": "LearnedPixels", "data_shape": [3, 224, 224]},
         "cross_qk_channels": 512,
         "decoder_query_residual": False,
     },
-    # for pictures of 32 x 32
+    # for images of 32 x 32
     "perceiver_io_imagenet_fourier_tiny": {
         **_IO_IMAGENET,
         "inputs": {"kind": "Pixels", "data_shape": [3, 32, 32], "num_bands": 8, "resolution": 32},
@@ -228,7 +228,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cross_qk_channels": 50,
         "num_latent_transformers_in_layers": [2],
     },
-    # autoencoder of video, sound and label
+    # autoencoder of video, audio and label
     "perceiver_io_multimodal_kinetics": {
         **_kinetics(frames=16, size=224, samples=30_720, bands=(192, 32), classes=700, width=512),
         "num_latent_tokens": 784,
@@ -240,4 +240,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_latent_tokens": 32,
         "num_latent_transformers_in_layers": [2],
     },
+}
+
+# Evaluation preprocessing of the ImageNet models, in timm's terms: a centre crop of 224/256 of the shorter side of an image,
+# resized to the input size and normalised, as in DeepMind's code and in transformers' PerceiverImageProcessor.
+PRETRAINED_CFGS: dict[str, dict[str, Any]] = {
+    name: {
+        "input_size": tuple(preset.get("inputs", preset)["data_shape"]),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+    }
+    for name, preset in PRESETS.items()
+    if "_imagenet_" in name
 }

@@ -1,14 +1,13 @@
 """The library's own format: a folder, or a repository on the hub, with `config.json` and `model.safetensors`.
 
-`config.json` is flat: the arguments of the model's constructor beside the header `format_version`, `model_class` and
-`model_name`. `preprocessing.json` is beside it where labels and preprocessing are known. Loading is strict and runs nothing
-from the files: a missing, extra, damaged or misshapen entry is one error, and a model is returned whole or not at all.
+`config.json` is flat: the header `format_version`, `model_class` and `model_name`, and the arguments of the model's
+constructor. `preprocessing.json` is added if labels and preprocessing are known. Loading is strict and executes nothing from
+the files: a missing, unexpected, damaged or misshapen entry is an error, and no partly loaded model is ever returned.
 """
 
 import inspect
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from perceivers._atomic import replacing_files
+from perceivers._checks import check_arguments
 
 FORMAT_VERSION = 1
 PREPROCESSING = "preprocessing.json"
@@ -37,12 +39,12 @@ class Pretrained(
     tags=["perceiver"],
     paper_url="https://arxiv.org/abs/2103.03206",
 ):
-    """A module that saves and loads itself.
+    """A module with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     Attributes:
         config: The arguments of the constructor.
         model_name: Name of the published configuration, or `None`.
-        preprocessing: How files become what the model takes, and the names of its classes: a description for
+        preprocessing: Description of the preprocessing and the class names, for
             `perceivers.data.preprocessing.Preprocessing.create`, or `None`. It is saved with the model.
     """
 
@@ -60,30 +62,28 @@ class Pretrained(
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Saves the model to a folder, and to the hub where asked.
+        """Save the model to a folder, and optionally upload it to the hub.
 
-        Files are written apart and then moved into place, so that a failure leaves what was there before.
+        Files are written to a temporary folder and then moved, so that a failure leaves the previous files.
 
         Args:
             save_directory: The folder, made if missing.
-            config: Must be `None`: the configuration is the model's own.
-            repo_id: Name on the hub; `None` for the folder's name.
+            config: Must be `None`: the model has its own configuration.
+            repo_id: Name on the hub. Defaults to the name of the folder.
             push_to_hub: Whether to upload the model as well.
             model_card_kwargs: Fields of the model card.
             **push_to_hub_kwargs: Arguments of `push_to_hub`.
 
         Returns:
-            The address of the commit where the model was uploaded, else `None`.
+            The address of the commit if the model was uploaded, else `None`.
         """
         if config is not None:
-            raise ValueError(f"config={config!r} must be None: the configuration is the model's own")
+            raise ValueError(f"config={config!r} must be None: the model has its own configuration")
         save_directory = Path(save_directory)
-        save_directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=save_directory) as folder:
+        with replacing_files(save_directory) as folder:
             super().save_pretrained(folder, model_card_kwargs=model_card_kwargs)
-            for file in sorted(Path(folder).iterdir()):
-                if file.name != "README.md" or not (save_directory / file.name).exists():
-                    os.replace(file, save_directory / file.name)
+            if (save_directory / "README.md").exists():  # it may have been edited
+                (folder / "README.md").unlink()
         if not push_to_hub:
             return None
         return self.push_to_hub(repo_id or save_directory.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
@@ -110,25 +110,25 @@ class Pretrained(
         map_location: str | torch.device = "cpu",
         **overrides: Any,
     ) -> Self:
-        """Loads a model that `save_pretrained` wrote, in evaluation mode and in the dtype of the file.
+        """Load a model that `save_pretrained` wrote, in evaluation mode and in the dtype of the file.
 
         Args:
             pretrained_model_name_or_path: A folder, or the name of a repository on the hub.
-            force_download: Download even what is cached.
+            force_download: Whether to download files that are cached.
             token: Access token of the hub.
-            cache_dir: Where downloads are kept.
-            local_files_only: Never download.
+            cache_dir: Folder of cached downloads.
+            local_files_only: Whether to refuse downloads.
             revision: Branch, tag or commit on the hub.
             map_location: The device to load to.
-            **overrides: Constructor arguments that replace saved ones and fit the weights, such as dropout rates.
+            **overrides: Constructor arguments that replace saved ones and fit the weights, such as dropout probabilities.
 
         Raises:
-            ValueError: If a file is missing or damaged, is of a newer format or another class, or does not fit.
-            TypeError: If an override is no argument of the constructor.
+            ValueError: If a file is missing or damaged, has a newer format or another class, or does not fit.
+            TypeError: If an override is not an argument of the constructor.
         """
         source = str(pretrained_model_name_or_path)
         if unknown := overrides.keys() - inspect.signature(cls).parameters.keys():
-            raise TypeError(f"unknown arguments {sorted(unknown)}: {cls.__name__} has none of these names")
+            raise TypeError(f"unexpected arguments {sorted(unknown)}: {cls.__name__} does not have them")
 
         def path_of(name: str) -> str:
             if os.path.isdir(source):
@@ -149,9 +149,9 @@ class Pretrained(
             weights = path_of(WEIGHTS)
             state = load_file(weights, device=str(map_location))
         except (FileNotFoundError, NotADirectoryError, EntryNotFoundError, HFValidationError) as error:
-            raise ValueError(f"{source} is no folder or repository with {CONFIG} and {WEIGHTS}: {error}") from error
+            raise ValueError(f"{source} is not a folder or repository with {CONFIG} and {WEIGHTS}: {error}") from error
         except SafetensorError as error:
-            raise ValueError(f"{weights} is damaged or no safetensors file ({error}): copy or download it again") from error
+            raise ValueError(f"{weights} is damaged or not a safetensors file ({error}): copy or download it again") from error
         model = without_storage(lambda: cls(**{**arguments, **overrides}), len(state), source)
         fill(model, state, weights)
         model.model_name = name
@@ -164,56 +164,51 @@ class Pretrained(
 
 
 def _read_config(cls: type, path: str) -> tuple[str | None, dict[str, Any]]:
-    """Returns the model's name and the constructor's arguments."""
+    """Return the name of the model and the arguments of its constructor."""
     config = read_json(path)
     if not config.keys() >= {"format_version", "model_class"}:
-        raise ValueError(f"{path} is not a configuration of this library: it has no format_version and model_class")
+        raise ValueError(f"{path} is not a configuration of this library: format_version or model_class is missing")
     version, class_name, name = (config.pop(key, None) for key in HEADER)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(f"{path}: format_version={version!r} is newer than {FORMAT_VERSION}: update perceivers")
     if class_name != cls.__name__:
         raise ValueError(f"{path}: model_class={class_name!r}: load it with {class_name}, not {cls.__name__}")
-    parameters = inspect.signature(cls).parameters
-    if unknown := config.keys() - parameters.keys():
-        raise ValueError(f"{path}: unknown keys {sorted(unknown)}, no arguments of {cls.__name__}: update perceivers")
-    for parameter in parameters.values():
-        if parameter.default is parameter.empty and parameter.name not in config:
-            raise ValueError(f"{path}: {parameter.name} is missing: copy or download it again")
+    check_arguments(path, cls, config)
     return name, config
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a file that holds one object.
+    """Read a JSON file that holds one object.
 
     Raises:
-        ValueError: If it is damaged, larger than 4 MiB, or holds anything else.
-        OSError: If it is missing.
+        ValueError: If the file is damaged, larger than 4 MiB, or holds anything else.
+        OSError: If the file is missing.
     """
     if (size := os.path.getsize(path)) > LARGEST_JSON:
-        raise ValueError(f"{path} has {size:,} bytes, more than the {LARGEST_JSON:,} that a configuration may have")
+        raise ValueError(f"{path} has {size:,} bytes, more than the {LARGEST_JSON:,} allowed: copy or download it again")
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, it is not JSON ({error}): copy or download it again") from error
+        raise ValueError(f"{path} is damaged, not valid JSON ({error}): copy or download it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a configuration: it holds a {type(value).__name__}")
+        raise ValueError(f"{path} is not a configuration: it holds a {type(value).__name__}, not an object")
     return value
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def without_storage(make: Callable[[], Module], tensors: int, source: str) -> Module:
-    """Makes a model on the meta device, for weights that are there already.
+    """Create a model on the meta device, to be filled with weights that exist already.
 
     Args:
-        make: Makes it, as a file says.
-        tensors: How many tensors its file has: it stops where it has many more parameters, whatever a file says.
-        source: Where the file is, for messages.
+        make: Creates the model as its configuration describes it.
+        tensors: Number of tensors in its file. A configuration of many more parameters is refused before they are created.
+        source: The file, for error messages.
 
     Raises:
-        ValueError: If no model can be made.
+        ValueError: If the model cannot be created.
     """
     left, thread = 4 * tensors + 64, threading.get_ident()
 
@@ -221,7 +216,7 @@ def without_storage(make: Callable[[], Module], tensors: int, source: str) -> Mo
         nonlocal left
         left -= threading.get_ident() == thread
         if left < 0:
-            raise ValueError(f"the configuration is of a model with many more tensors than the {tensors} that there are")
+            raise ValueError(f"the configuration is of a model with many more tensors than the {tensors} in the file")
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -229,17 +224,17 @@ def without_storage(make: Callable[[], Module], tensors: int, source: str) -> Mo
             return make()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    except Exception as error:  # of many kinds, by what is wrong
-        raise ValueError(f"{source}: the configuration makes no model ({type(error).__name__}: {error})") from error
+    except Exception as error:  # any kind: a configuration from a file is not trusted
+        raise ValueError(f"{source}: the configuration does not describe a model ({type(error).__name__}: {error})") from error
     finally:
         hook.remove()
 
 
 def fill(model: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
-    """Gives a model without storage the tensors of a file, if they are exactly the ones it needs."""
+    """Assign the tensors of a file to a model without storage, if they are exactly the ones it needs."""
     wanted = model.state_dict()
     problems = [f"{key} is missing" for key in sorted(wanted.keys() - state.keys())]
-    problems += [f"{key} is unknown" for key in sorted(state.keys() - wanted.keys())]
+    problems += [f"{key} is unexpected" for key in sorted(state.keys() - wanted.keys())]
     for key in sorted(wanted.keys() & state.keys()):
         if state[key].shape != wanted[key].shape:
             problems.append(f"{key} has shape {list(state[key].shape)}, not {list(wanted[key].shape)}")

@@ -1,20 +1,23 @@
 """The accuracy rule: truth is the reference in float64, the yardstick the reference's own error in the tested dtype.
 
-An implementation passes where its error, on the output and on every gradient, is at most 4 times (root mean square) and 8
-times (largest) the error of the reference run in that dtype, with a floor of eps * max|truth|. Where the truth is
+An implementation passes if its error, on the output and on every gradient, is at most 4 times (root mean square) and 8
+times (largest) the error of the reference run in that dtype, with a floor of eps * max|truth|. If the truth is
 identically zero, as the gradient of the key bias is, the floor is eps times the largest gradient of the call.
+
+`IMPLEMENTATIONS` here are the names of those that take projected queries, as layers pass them.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
-from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.cross_attention import IMPLEMENTATIONS as TABLE
+from perceivers.ops.cross_attention import Call, Norm, cross_attention
 from perceivers.ops.tokens import Positions, Tokens
 
 FLOAT32 = ("table", "embedding", "constant")  # leaves that half precision leaves alone
@@ -39,7 +42,7 @@ class Case:
     indexed: bool = False
     score: float = 1.0
     centred: bool = True
-    embedded: int | None = None  # channels of a linear map of the content
+    embedded: int | None = None  # channels of a linear projection of the content
     starts: Sequence[int] | None = None  # of the tables
     constant: bool = False
     per_sample: bool = False  # tables that differ between samples
@@ -82,8 +85,8 @@ class Case:
             self.masks.append(mask)
         self.cotangent = draw(self.batch, self.heads, self.queries, self.v)
 
-    def make(self, leaves: dict[str, Tensor], **kwargs) -> Call:
-        """Puts leaves of any dtype into a call."""
+    def arguments(self, leaves: dict[str, Tensor], **kwargs) -> dict[str, Any]:
+        """Return leaves of any dtype as arguments of `cross_attention`."""
         groups = []
         for g, grid in enumerate(self.grids):
             tables = [leaves[f"table_{g}{a}"] for a in range(len(grid))]
@@ -91,16 +94,21 @@ class Case:
             affine = (leaves.get("embedding"), leaves.get("constant"))
             groups.append(Tokens(leaves[f"content_{g}"], positions, self.masks[g], *affine))
         norm = Norm(leaves["gamma"], leaves["beta"], centred=self.centred) if self.norm else None
-        b_k, b_v = leaves.get("b_k"), leaves.get("b_v")
-        return Call(leaves["q"], groups, norm, leaves["w_k"], b_k, leaves["w_v"], b_v, self.k**-0.5, **kwargs)
+        weights = {name: leaves.get(name) for name in ("w_k", "b_k", "w_v", "b_v")}
+        return {"q_BHNK": leaves["q"], "inputs": groups, "norm": norm, **weights, "scale": self.k**-0.5, **kwargs}
+
+    def make(self, leaves: dict[str, Tensor], **kwargs) -> Call:
+        """Return leaves of any dtype as a call."""
+        arguments = self.arguments(leaves, **kwargs)
+        return Call.of(arguments.pop("q_BHNK"), **arguments)
 
     def call(self, leaves: dict[str, Tensor], implementation: str, **kwargs) -> Tensor:
-        """Runs the operation."""
-        return cross_attention(**vars(self.make(leaves, **kwargs)), implementation=implementation)
+        """Run the operation."""
+        return cross_attention(**self.arguments(leaves, **kwargs), implementation=implementation)
 
     def refused(self, implementation: str, **kwargs) -> bool:
-        """Whether an implementation cannot do this call; it must then say so when it is named."""
-        reason = IMPLEMENTATIONS[implementation].why_not(self.make(self.leaves, **kwargs))
+        """Return True if an implementation cannot compute this call; it must then say so when it is named."""
+        reason = TABLE[implementation].refusal(self.make(self.leaves, **kwargs))
         if reason is None:
             return False
         with pytest.raises(ValueError, match=re.escape(reason)):
@@ -117,6 +125,9 @@ class Case:
         out = self.call(leaves, implementation)
         grads = torch.autograd.grad(out, list(leaves.values()), self.cotangent.to(out.dtype))
         return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+IMPLEMENTATIONS = [name for name in TABLE if not Case().refused(name)]
 
 
 def rms(x: Tensor) -> float:

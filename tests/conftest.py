@@ -16,7 +16,7 @@ from perceivers.ops.cross_attention import IMPLEMENTATIONS, kernel
 
 REQUIRABLE = {"kernel", "peers", "training"}
 REQUIRED = {name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name}
-PEERS = ("transformers", "perceiver_pytorch", "flamingo_pytorch")
+PEERS = ("transformers", "perceiver_pytorch", "flamingo_pytorch", "peft")
 
 assert REQUIRED <= REQUIRABLE, f"PERCEIVERS_REQUIRE={sorted(REQUIRED)} may name {sorted(REQUIRABLE)}"
 

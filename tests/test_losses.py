@@ -1,4 +1,4 @@
-"""Losses: against their definitions written out, and what they ignore."""
+"""Losses against their definitions, and the values they ignore."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def test_classification():
 
 def test_multi_label():
     logits, targets = torch.randn(3, 5), (torch.rand(3, 5) > 0.5).float()
-    p = torch.where(targets == 1, logits.sigmoid(), 1 - logits.sigmoid())  # of what is there
+    p = torch.where(targets == 1, logits.sigmoid(), 1 - logits.sigmoid())  # probability of the target
     torch.testing.assert_close(losses.multi_label(logits, targets), -p.log().mean())
     torch.testing.assert_close(losses.multi_label(logits, targets.bool(), gamma=2.0), -((1 - p) ** 2 * p.log()).mean())
     weight = torch.where(targets == 1, 0.25, 0.75)
@@ -60,7 +60,7 @@ def test_autoencoding_has_the_published_weights():
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_autoencoding_of_chosen_points(batched):
-    """The loss of what chosen queries should give is that of the same places of the whole; here sound is stereo."""
+    """The loss of chosen queries is that of the same elements of the whole target, here with stereo audio."""
     targets = {"audio": torch.randn(2, 2, 12), "image": torch.randn(2, 3, 2, 4, 4)}
     indices = {"audio": torch.tensor([2, 0]), "image": torch.tensor([31, 5, 5])}
     if batched:
@@ -70,7 +70,7 @@ def test_autoencoding_of_chosen_points(batched):
     for name, rows in indices.items():
         for b in range(2):
             for o, row in enumerate((rows[b] if batched else rows).tolist()):
-                # 4 samples a patch, in channels of the head that go sample by sample
+                # 4 samples per patch; in the output, audio channels vary fastest
                 audio, image = targets["audio"][b, :, 4 * row : 4 * row + 4].T.flatten(), targets["image"][b].flatten(1)
                 differences[name].append((out[name][b, :, o] - (audio if name == "audio" else image[:, row])).abs())
     wanted = torch.stack(differences["audio"]).mean() + 0.03 * torch.stack(differences["image"]).mean()
@@ -81,20 +81,32 @@ FLOW = torch.zeros(1, 2, 3, 4)
 BAD = [
     (lambda: losses.classification(torch.zeros(2, 3), torch.zeros(2, 4)), "targets has shape [2, 4], logits [2, 3]"),
     (lambda: losses.classification(torch.zeros(2, 3), torch.zeros(2).long(), label_smoothing=1), "label_smoothing=1 must be"),
-    (lambda: losses.multi_label(torch.zeros(2, 3), torch.zeros(2)), "targets has shape [2], logits [2, 3]: make them equal"),
+    (
+        lambda: losses.multi_label(torch.zeros(2, 3), torch.zeros(2)),
+        "targets has shape [2], logits [2, 3]: they must be equal",
+    ),
     (lambda: losses.multi_label(torch.zeros(2, 3), torch.zeros(2, 3), gamma=-1), "gamma=-1 must be a number of at least 0"),
     (lambda: losses.multi_label(torch.zeros(2, 3), torch.zeros(2, 3), alpha=math.nan), "alpha=nan must be a probability"),
     (
         lambda: losses.masked_tokens(torch.zeros(1, 2, 3), torch.zeros(1, 2).long(), torch.zeros(1, 2)),
-        "mask is torch.float32 of shape [1, 2], targets has shape [1, 2], logits [1, 2, 3], but a bool [B, L]",
+        "mask is torch.float32 of shape [1, 2], targets has shape [1, 2], logits [1, 2, 3], but a bool mask [B, L]",
     ),
-    (lambda: losses.end_point_error(FLOW, FLOW[..., 1:]), "flow has shape [1, 2, 3, 4], target [1, 2, 3, 3]: make them equal"),
+    (
+        lambda: losses.end_point_error(FLOW, FLOW[..., 1:]),
+        "flow has shape [1, 2, 3, 4], target [1, 2, 3, 3]: they must be equal",
+    ),
     (lambda: losses.end_point_error(FLOW, FLOW, FLOW > 0), "valid is torch.bool of shape [1, 2, 3, 4], but a bool [1, 3, 4]"),
-    (lambda: losses.autoencoding({"a": FLOW}, {"a": FLOW}), "outputs has ['a'], but weights has ['audio', 'image', 'label']"),
-    (lambda: losses.autoencoding({"image": FLOW}, {"image": FLOW[:, 1:]}), "'image': the output has shape [1, 2, 3, 4]"),
+    (
+        lambda: losses.autoencoding({"a": FLOW}, {"a": FLOW}),
+        "outputs has ['a'], which weights=['audio', 'image', 'label'] or targets=['a'] lack",
+    ),
+    (
+        lambda: losses.autoencoding({"image": FLOW}, {"image": FLOW[:, 1:]}),
+        "outputs['image'] has shape [1, 2, 3, 4], its target [1, 1, 3, 4]",
+    ),
     (
         lambda: losses.autoencoding({"image": FLOW[:, :, 0]}, {"image": FLOW[:, :0]}, indices={"image": torch.arange(1)}),
-        "fits no target of shape [1, 0, 3, 4]",
+        "does not fit a target of shape [1, 0, 3, 4]",
     ),
 ]
 

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import PerceiverIO, create_model, inputs, outputs
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 PIXELS = {"kind": "Pixels", "data_shape": [2, 4, 6], "num_bands": 2}
 CLASS = {"kind": "LearnedQueries", "dim": 8, "num_channels": 3}
@@ -36,12 +35,12 @@ def _forget_compiled():
 
 BAD = [
     ({"inputs": nn.Linear(2, 3)}, "inputs is a Linear without num_channels: give an input module"),
-    ({"outputs": nn.Linear(2, 3)}, "outputs is a Linear, no perceivers.outputs.Output: give an output module"),
+    ({"outputs": nn.Linear(2, 3)}, "outputs is a Linear, not a perceivers.outputs.Output: give an output module"),
     ({"inputs": "Pixels"}, "inputs='Pixels' must be a module, or a description: a dict with 'kind' and its arguments"),
     ({"outputs": {"dim": 3}}, "outputs={'dim': 3} must be a module, or a description"),
-    ({"outputs": {"kind": "Output"}}, "outputs: kind='Output' is none of ['"),
-    ({"outputs": {"kind": "os.system"}}, "make the module yourself and pass it as outputs=..."),
-    ({"outputs": {**CLASS, "dims": 3}}, "outputs: unknown keys ['dims'], no arguments of LearnedQueries: update perceivers"),
+    ({"outputs": {"kind": "Output"}}, "outputs: kind='Output' is not one of ['"),
+    ({"outputs": {"kind": "os.system"}}, "import the module that defines the class, or pass an instance as outputs=..."),
+    ({"outputs": {**CLASS, "dims": 3}}, "outputs: unexpected keys ['dims'] for LearnedQueries; did you mean 'dim'?"),
     ({"outputs": {"kind": "Grid", "axes": [3]}}, "outputs: num_channels of Grid is missing"),
     ({"dim": 0}, "dim=0 must be a whole number of at least 1"),
     ({"heads": 5}, "heads=5 does not divide dim=12: choose one that does, or give qk_channels"),
@@ -62,27 +61,33 @@ BAD = [
     ({"layers_indice": [1]}, "layers_indice=[1] must use each of 0, 1, 2"),
     ({"attention_implementation": "fast"}, "attention_implementation='fast' must be one of"),
     ({"outputs": {"kind": "MeanPool", "dim": 13}}, "MeanPool has dim=13, but the latents have dim=12: make them equal"),
-    ({"outputs": {"kind": "PerInput", "dim": 13, "num_channels": 2}}, "PerInput has dim=13, but the inputs have 12 channels"),
-    ({"outputs": {"kind": "PerToken", "dim": 13, "num_channels": 2}}, "PerToken has dim=13, but the inputs have 12 channels"),
+    (
+        {"outputs": {"kind": "PerInput", "dim": 13, "num_channels": 2}},
+        "PerInput has dim=13, but the inputs have num_channels=12",
+    ),
+    (
+        {"outputs": {"kind": "PerToken", "dim": 13, "num_channels": 2}},
+        "PerToken has dim=13, but the inputs have num_channels=12",
+    ),
     ({"outputs": {"kind": "GivenQueries", "dim": 0, "num_channels": 2}}, "dim=0 must be"),
-    ({"outputs": LOGITS}, "tied_to='embeddings.weight' is no parameter of the inputs: choose from []"),
+    ({"outputs": LOGITS}, "tied_to='embeddings.weight' is not a parameter of the inputs: choose from []"),
     (
         {"inputs": TEXT, "outputs": {**LOGITS, "dim": 8}},
         "tied_to='embeddings.weight' has shape [7, 6], but [7, 8] is needed: [vocab_size, width of decoded queries]",
     ),
     ({"outputs": {**CLASS, "num_channels": 0}}, "num_channels=0 must be"),
     ({"outputs": {**CLASS, "num_queries": 0}}, "num_queries=0 must be"),
-    ({"outputs": {**GRID, "axes": []}}, "axes=[] and patch=[] must have one entry each for every axis, and at least one"),
-    ({"outputs": {**GRID, "patch": [2]}}, "axes=[3, 5] and patch=[2] must have one entry each"),
+    ({"outputs": {**GRID, "axes": []}}, "axes=[] and patch=[] must have the same number of entries, at least one"),
+    ({"outputs": {**GRID, "patch": [2]}}, "axes=[3, 5] and patch=[2] must have the same number of entries"),
     ({"outputs": {**GRID, "feature_order": "x"}}, "feature_order='x' must be one of 'axes', 'kinds'"),
     ({"outputs": {**GRID, "sampled_positions": "x"}}, "sampled_positions='x' must be one of 'grid', 'left_aligned'"),
     ({"outputs": {**GRID, "content_channels": -1}}, "content_channels=-1 must be"),
-    ({"outputs": {"kind": "MultiTask", "dim": 8, "tasks": {}}}, "tasks={} must map at least one task's name"),
+    ({"outputs": {"kind": "MultiTask", "dim": 8, "tasks": {}}}, "tasks={} must be a dict from at least one task name"),
     ({"outputs": {"kind": "MultiTask", "dim": 8, "tasks": {"a": 0}}}, "tasks=0 must be"),
-    ({"outputs": {"kind": "Multimodal", "modalities": {}}}, "modalities={} must be a dict of at least one name"),
+    ({"outputs": {"kind": "Multimodal", "modalities": {}}}, "modalities={} must be a dict with at least one name"),
     (
         {"outputs": {"kind": "Multimodal", "modalities": {"a": CLASS}}},
-        "output 'a' has decoded_channels=8, but 10 arrive: give it that many",
+        "output 'a' has decoded_channels=8, but decoded queries have 10 channels: give it decoded_channels=10",
     ),
 ]
 
@@ -106,10 +111,14 @@ def test_unknown_arguments():
 X = torch.zeros(2, 2, 4, 6)
 MANY = {"kind": "Multimodal", "modalities": {"a": {**CLASS, "decoded_channels": 10}}}
 CALLS = [
-    (CLASS, {"indices": [0]}, "indices is list, not a tensor of whole numbers: choose queries, such as torch.arange(10)"),
-    (CLASS, {"indices": torch.zeros(1)}, "indices is torch.float32, not a tensor of whole numbers"),
-    (GRID, {"indices": torch.tensor([15])}, "indices reach from 15 to 15, but there are 15 queries: stay within 0 to 14"),
-    (GRID, {"indices": torch.tensor([-1])}, "indices reach from -1 to -1"),
+    (
+        CLASS,
+        {"indices": [0]},
+        "indices is list, not an int64 or int32 tensor: give the queries to decode, such as torch.arange(10)",
+    ),
+    (CLASS, {"indices": torch.zeros(1)}, "indices is torch.float32, not an int64 or int32 tensor"),
+    (GRID, {"indices": torch.tensor([15])}, "indices has values from 15 to 15, but there are 15 queries: indices are 0 to 14"),
+    (GRID, {"indices": torch.tensor([-1])}, "indices has values from -1 to -1"),
     (GRID, {"indices": torch.zeros(3, 1).long()}, "indices has shape [3, 1], but [O] or [2, O] with O > 0 is needed"),
     (GRID, {"indices": torch.zeros(0).long()}, "indices has shape [0], but"),
     (GRID, {"chunk_size": 0}, "chunk_size=0 must be a whole number of at least 1"),
@@ -118,12 +127,12 @@ CALLS = [
     (
         {"kind": "MeanPool", "dim": 12},
         {"indices": torch.arange(1)},
-        "indices must be None: the mean of the latents is one result",
+        "indices must be None: MeanPool has one result and no queries",
     ),
     (
         {"kind": "MeanPool", "dim": 12},
         {"query_mask": X > 0},
-        "query_mask must be None: the mean of the latents has no queries",
+        "query_mask must be None: MeanPool has no queries",
     ),
     (
         {"kind": "MultiTask", "dim": 8, "tasks": {"a": 2}},
@@ -132,13 +141,13 @@ CALLS = [
     ),
     (MANY, {"indices": torch.arange(1)}, "indices is Tensor, but a dict with some of the keys ['a'] is needed"),
     (MANY, {"query_mask": {"b": None}}, "query_mask is ['b'], but a dict with some of the keys ['a'] is needed"),
-    ({**GRID, "content_channels": 2}, {}, "axes=[3, 5], but group 0 of the inputs has others: [4, 6]"),
-    ({**GRID, "axes": [4, 6], "content_channels": 3}, {}, "content_channels=3, but the inputs have 2"),
+    ({**GRID, "content_channels": 2}, {}, "axes=[3, 5], but group 0 of the inputs has axes [4, 6]"),
+    ({**GRID, "axes": [4, 6], "content_channels": 3}, {}, "content_channels=3, but the content of the inputs has 2 channels"),
     ({**GRID, "axes": [4, 6], "content_channels": 2, "group": 1}, {}, "group=1, but there are 1 token groups"),
     (
         {"kind": "TokenLogits", "max_length": 9, "dim": 6, "vocab_size": 7, "tied_to": None},
         {},
-        "the text has 24 tokens: cut it",
+        "the text has 24 tokens, but max_length=9: truncate it",
     ),
 ]
 
@@ -155,7 +164,7 @@ def test_queries_of_inputs_need_the_inputs():
     latents = model.encode(X)
     torch.testing.assert_close(model.decode(latents, model.inputs(X)), model(X))
     with pytest.raises(
-        ValueError, match=re.escape("group=0, but there are 0 token groups: pass decode() those of the inputs")
+        ValueError, match=re.escape("group=0, but there are 0 token groups: pass those of the inputs to decode()")
     ):
         model.decode(latents)
 
@@ -181,7 +190,7 @@ def test_state_dict_keys():
 
 
 def test_widths():
-    """Those of queries and keys, and of values; where one is not given, the next that is."""
+    """Of queries and keys, and of values; one that is not given defaults to the next that is."""
 
     def widths(**changes):
         model = build(**changes)
@@ -198,7 +207,7 @@ def test_widths():
 
 
 def test_encoder_residual():
-    """Without it a layer that reads nothing but zeros forgets its latents."""
+    """Without it, the latents are replaced by what they gathered."""
     x = torch.randn(2, 2, 4, 6)
     on, off = (build(query_residual=on, num_latent_transformers_in_layers=[0]) for on in (True, False))
     off.load_state_dict(on.state_dict())
@@ -240,10 +249,10 @@ def test_configuration_is_json():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": {"kind": "os.system", "command": "true"}}, "inputs: kind='os.system' is none of"),
-        ({"outputs": {"kind": "Encoded"}}, "outputs: kind='Encoded' is none of"),
+        ({"inputs": {"kind": "os.system", "command": "true"}}, "inputs: kind='os.system' is not one of"),
+        ({"outputs": {"kind": "Encoded"}}, "outputs: kind='Encoded' is not one of"),
         ({"outputs": {**CLASS, "num_channels": 4}}, "outputs.head.bias has shape [3], not [4]"),
-        ({"outputs": {**CLASS, "width": 4}}, "outputs: unknown keys ['width']"),
+        ({"outputs": {**CLASS, "width": 4}}, "outputs: unexpected keys ['width'] for LearnedQueries; remove"),
         ({"model_class": "Perceiver"}, "model_class='Perceiver': load it with Perceiver, not PerceiverIO"),
     ],
     ids=str,
@@ -266,7 +275,7 @@ def test_modules_of_the_same_name_are_not_confused(tmp_path):
     model = build(inputs=Pixels())
     assert model.config["inputs"] == {"kind": f"{__name__}.test_modules_of_the_same_name_are_not_confused.<locals>.Pixels"}
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is none of"):
+    with pytest.raises(ValueError, match="is not one of"):
         PerceiverIO.from_pretrained(tmp_path)
 
 
@@ -356,6 +365,6 @@ def test_dropout_of_the_decoder_acts_in_training_only():
 
 
 def test_inputs_need_only_width_and_tokens():
-    """Whatever has `num_channels` and makes tokens will do, but it must be a module."""
+    """Any module that has `num_channels` and makes tokens is accepted."""
     with pytest.raises(ValueError, match="must be a module"):
         PerceiverIO(**{**GOOD, "inputs": SimpleNamespace(num_channels=3)})

@@ -1,4 +1,4 @@
-"""Saving and loading in the library's own format: exact, strict, whole or not at all."""
+"""Saving and loading in the library's own format: exact, strict, complete or not at all."""
 
 import json
 import os
@@ -101,15 +101,16 @@ def test_loads_in_a_new_process(model, saved):
         ({"format_version": "1"}, "format_version='1' is newer"),
         ({"format_version": "REMOVE"}, "not a configuration of this library"),
         ({"model_class": "PerceiverIO"}, "model_class='PerceiverIO': load it with PerceiverIO, not Perceiver"),
-        ({"num_latents": 3}, "unknown keys ['num_latents'], no arguments of Perceiver"),
+        ({"num_latents": 3}, "config.json: unexpected keys ['num_latents'] for Perceiver; did you mean 'num_latent_tokens'?"),
         (
             {"dim": 10},
             "does not fit its config.json: encoder.cross_attentions.0.attention.to_out.bias has shape [8], not [10]",
         ),
-        ({"num_classes": None}, "head.bias is unknown"),
+        ({"num_classes": None}, "head.bias is unexpected"),
+        ({"num_classes": 0}, "head.bias is unexpected"),
         ({"final_norm": True}, "norm.bias is missing; norm.weight is missing"),
         ({"dim": "8"}, "dim='8' must be a whole number"),
-        ({"data_shape": "REMOVE"}, "config.json: data_shape is missing"),
+        ({"data_shape": "REMOVE"}, "config.json: data_shape of Perceiver is missing"),
     ],
     ids=str,
 )
@@ -120,7 +121,7 @@ def test_configuration_that_does_not_fit(saved, changes, message):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"a": 1}', "\x00"])
-def test_configuration_that_is_none(saved, text):
+def test_file_that_is_not_a_configuration(saved, text):
     (saved / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json is (damaged|not a configuration)"):
         Perceiver.from_pretrained(saved)
@@ -128,10 +129,10 @@ def test_configuration_that_is_none(saved, text):
 
 def test_missing_files(saved, tmp_path):
     (saved / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no folder or repository with config\.json and model\.safetensors"):
+    with pytest.raises(ValueError, match=r"not a folder or repository with config\.json and model\.safetensors"):
         Perceiver.from_pretrained(saved)
     for source in (tmp_path, tmp_path / "no" / "such" / "folder", "no-such-model"):
-        with pytest.raises(ValueError, match="no folder or repository"):
+        with pytest.raises(ValueError, match="not a folder or repository"):
             Perceiver.from_pretrained(source, local_files_only=True)
 
 
@@ -146,14 +147,14 @@ def test_every_truncation_is_refused(saved):
 
 def test_not_a_safetensors_file(saved, model):
     torch.save(model.state_dict(), saved / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or not a safetensors file"):
         Perceiver.from_pretrained(saved)
 
 
 def test_weights_that_do_not_fit(saved):
     state = load_file(saved / "model.safetensors")
     for changed, message in (
-        ({**state, "extra": torch.zeros(1)}, "extra is unknown"),
+        ({**state, "extra": torch.zeros(1)}, "extra is unexpected"),
         ({k: v for k, v in state.items() if k != "head.bias"}, "head.bias is missing"),
         ({**state, "head.bias": torch.zeros(4)}, "head.bias has shape [4], not [3]"),
         ({**state, "head.bias": torch.zeros(3, dtype=torch.int64)}, "head.bias is torch.int64, not floating point"),
@@ -187,7 +188,7 @@ def test_saving_again_keeps_an_edited_model_card(saved, model):
 
 
 def test_configuration_cannot_be_replaced(model, tmp_path):
-    with pytest.raises(ValueError, match=r"config=\{.dim.: 3\} must be None"):
+    with pytest.raises(ValueError, match=r"config=\{.dim.: 3\} must be None: the model has its own"):
         model.save_pretrained(tmp_path, config={"dim": 3})
 
 

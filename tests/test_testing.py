@@ -1,4 +1,4 @@
-"""The suite for modules of the user's own: it passes what is right, and names the law that a broken module breaks."""
+"""The checks for modules of your own: they accept every module of the library and name the law that a broken module breaks."""
 
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from torch import nn
 from perceivers import PerceiverIO, create_model
 from perceivers.factory import example_inputs
 from perceivers.inputs import InputModule, Pixels
+from perceivers.ops.cross_attention import IMPLEMENTATIONS
 from perceivers.ops.tokens import Tokens
 from perceivers.outputs import GivenQueries, Grid, LearnedQueries, PerInput
 from perceivers.testing import check_input, check_model
@@ -54,7 +55,7 @@ def model_of(inputs, outputs, **changes):
 
 
 class Own(InputModule):
-    """A linear map of features, with a mask; each fault breaks one law."""
+    """A linear projection of features, with a mask; each fault breaks one law."""
 
     def __init__(self, fault: str = "") -> None:
         super().__init__()
@@ -65,22 +66,33 @@ class Own(InputModule):
 
     def forward(self, x, mask=None):
         seen = x if mask is None or self.fault in ("leak", "ignored") else x.masked_fill(~mask.unsqueeze(-1), 0)
+        if seen.shape[-1] != 5:
+            raise ValueError("x must have 5 channels")
         if self.fault == "batch":
             seen = seen - seen.mean(0) / 2
-        out = self.scale * self.linear(seen)
+        read = nn.functional.linear(seen, self.linear.weight, self.linear.bias)
+        out = self.scale * (read if self.fault == "read" else self.linear(seen))
         if self.fault == "constant":
             out = out * 0 + 1
         if self.fault == "leak":
             out = out + out.nan_to_num().mean(1, keepdim=True)
         return [Tokens.of(out, None if self.fault == "ignored" else mask)]
 
+    def example(self, batch_size=1):
+        if self.fault == "one example":
+            batch_size = 1
+        return torch.zeros(batch_size, 4, 3 if self.fault == "bad example" else 5)
+
 
 @pytest.mark.parametrize(
     ("fault", "law"),
     [
         ("channels", "num_channels"),
-        ("unused", "gradients reach every parameter: unused.weight"),
-        ("config", "described and made again"),
+        ("unused", "gradients reach every parameter: the gradient of unused.weight is missing"),
+        ("config", "re-created from its description"),
+        ("read", "forward hooks are honoured: linear"),
+        ("bad example", "example: the module does not accept its example: x must have 5 channels"),
+        ("one example", r"example: example\(2\) does not have two samples"),
         ("batch", "a batch is its samples"),
         ("constant", "samples differ"),
         ("leak", "masked is absent"),
@@ -100,26 +112,55 @@ def test_a_broken_input_is_named(fault, law):
 
 
 class Summed(PerInput):
-    """Each result depends on which queries are decoded beside it."""
+    """Each result depends on the queries that are decoded with it."""
 
     def results(self, decoded, encoded):
         return super().results(decoded + decoded.mean(1, keepdim=True), encoded)
 
 
-class Forgetful(LearnedQueries):
-    """Every sample gets the same."""
+class NotFinite(LearnedQueries):
+    """All queries are NaN."""
 
     def queries(self, encoded, sampled):
         queries = super().queries(encoded, sampled)
         return replace(queries, content=0 * queries.content + torch.nan)
 
 
+class Reading(LearnedQueries):
+    """The head's weight is read instead of calling the head."""
+
+    def results(self, decoded, encoded):
+        return nn.functional.linear(decoded, self.head.weight, self.head.bias)
+
+
 def test_a_broken_output_is_named():
     x = torch.randn(2, 2, 3, 4)
     with pytest.raises(AssertionError, match="chunks are the whole"):
         check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), Summed(dim=12, num_channels=2)), x)
+    with pytest.raises(AssertionError, match="forward hooks are honoured: head"):
+        check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), Reading(dim=8, num_channels=2)), x)
     with pytest.raises(AssertionError, match="finite values"):
-        check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), Forgetful(dim=8, num_channels=2)), x)
+        check_model(model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), NotFinite(dim=8, num_channels=2)), x)
+
+
+def refuse(name):
+    """An implementation that refuses every call."""
+    return replace(IMPLEMENTATIONS[name], why_not=lambda *args: "it refuses everything")
+
+
+def test_implementations_that_refuse_are_skipped(monkeypatch):
+    monkeypatch.setitem(IMPLEMENTATIONS, "absorbed", refuse("absorbed"))
+    check_input(Own(), torch.randn(2, 9, 5))
+    check_model(
+        model_of(Pixels(data_shape=[2, 3, 4], num_bands=2), LearnedQueries(dim=8, num_channels=2)), torch.randn(2, 2, 3, 4)
+    )
+
+
+@pytest.mark.parametrize("name", ["dense", "separable"])
+def test_the_main_implementations_may_not_refuse(monkeypatch, name):
+    monkeypatch.setitem(IMPLEMENTATIONS, name, refuse(name))
+    with pytest.raises(AssertionError, match=rf"implementations agree \({name}\): .* it refuses everything"):
+        check_input(Own(), torch.randn(2, 9, 5))
 
 
 def test_the_module_given_is_left_as_it_is():
@@ -133,5 +174,5 @@ def test_the_module_given_is_left_as_it_is():
 def test_bad_input():
     with pytest.raises(ValueError, match="at least two"):
         check_input(Own(), torch.randn(1, 9, 5))
-    with pytest.raises(ValueError, match="mask is None"):
+    with pytest.raises(ValueError, match="mask=None"):
         check_input(Own(), torch.randn(2, 9, 5), hidden=torch.randn(2, 9, 5))

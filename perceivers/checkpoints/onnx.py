@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.export import Dim
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_map, tree_unflatten
 
-from perceivers.factory import zeros
+from perceivers.inputs import InputModule
 from perceivers.layers import Resampler
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
@@ -116,10 +116,10 @@ def _example(model: torch.nn.Module, config: Mapping[str, Any]) -> Any:
     if isinstance(model, Resampler):
         example = torch.zeros(2, 7, config["kv_dim"])
     else:
-        description = config.get("inputs", {"kind": "Pixels", **config})
-        example = zeros(description, 2)
+        inputs: Any = model.inputs
+        example = inputs.example(2) if isinstance(inputs, InputModule) else None
         if example is None:
-            raise ValueError(f"example is missing: none can be made for inputs {description['kind']!r}")
+            raise ValueError(f"example is missing: none can be made for inputs {type(inputs).__name__!r}")
     generator, first = torch.Generator().manual_seed(0), next(model.parameters())
 
     def draw(leaf: Tensor) -> Tensor:

@@ -96,18 +96,16 @@ def of(source: str, **options: Any) -> list[str]:
 def _of_a_sample(model: Any) -> Iterator[str]:
     """FLOPs, and how cross-attention is computed, of a sample of zeros of the model's size."""
     import torch
+    from torch.utils._pytree import tree_map
 
-    from perceivers.factory import zeros
-    from perceivers.perceiver import Perceiver
-
-    config, dtype = model.config, next(model.parameters()).dtype
-    with torch.device("meta"):
-        sample = zeros(config.get("inputs", {"kind": "Pixels", **config}), 1, dtype) if _takes_samples(model) else None
-        if sample is None:
-            yield "FLOPs: they depend on the sample, whose size the model does not fix"
-            return
-        copy = type(model)(**config).to(dtype).eval()
-        flops = copy.flops() if isinstance(copy, Perceiver) else copy.flops(sample)
+    dtype = next(model.parameters()).dtype
+    with torch.device("meta"):  # the sample may be too large to be made
+        sample = type(model)(**model.config).inputs.example(1) if _takes_samples(model) else None
+    if sample is None:
+        yield "FLOPs: they depend on the sample, whose size the model does not fix"
+        return
+    sample = tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, sample)
+    flops = model.flops(sample)
     parts = sample if isinstance(sample, Mapping) else {"": sample}
     shapes = ", ".join(f"{name} {list(part.shape[1:])}".strip() for name, part in parts.items())
     yield f"FLOPs of one sample, {shapes}: {flops:,}, with dense cross-attention"
@@ -121,10 +119,11 @@ def _of_a_sample(model: Any) -> Iterator[str]:
 
 def _takes_samples(model: Any) -> bool:
     """Whether a model is given inputs alone, of a kind that it describes."""
-    from perceivers.perceiver import Perceiver
-    from perceivers.perceiver_io import PerceiverIO
+    from perceivers.base import PerceiverBase
+    from perceivers.inputs import InputModule
 
-    return isinstance(model, Perceiver) or (isinstance(model, PerceiverIO) and not model.outputs.takes_queries)
+    takes_queries = getattr(getattr(model, "outputs", None), "takes_queries", False)
+    return isinstance(model, PerceiverBase) and isinstance(model.inputs, InputModule) and not takes_queries
 
 
 def _settings(values: Mapping[str, Any], depth: int) -> Iterator[str]:

@@ -218,7 +218,7 @@ def _draw(
     device = next(model.parameters()).device
     x: Any = {key: value.to(device) for key, value in x.items()} if isinstance(x, dict) else x.to(device)
     groups = model.attention_maps(x, None if mask is None else mask.to(device), layer)
-    group = (groups if isinstance(groups, Tensor) else groups[0])[0].mean(0).cpu()  # [N, *axes]
+    group = groups[0][0].mean(0).cpu()  # [N, *axes]
     maps, axes = group.flatten(1), group.shape[1:]
     values = next(iter(results(model, preprocessing, [(name, record)])))[1]
     together = maps.mean(0)

@@ -1,4 +1,4 @@
-"""Input modules: what turns one kind of data into token groups, one modality a file."""
+"""Input modules, which convert data of one kind to token groups; one file per modality."""
 
 from perceivers.inputs.audio import LogMel, Waveform
 from perceivers.inputs.base import InputModule, Located

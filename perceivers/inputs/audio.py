@@ -1,4 +1,4 @@
-"""Sound: pieces of a waveform, or a mel spectrogram (Perceiver, section 4.2; Perceiver IO, section 4.3)."""
+"""Audio: patches of a waveform, or a mel spectrogram (Perceiver, section 4.2; Perceiver IO, section 4.3)."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perceivers._checks import a_number, an_int
-from perceivers.inputs.base import Grid, InputModule, Located
+from perceivers.inputs.base import GridBatch, InputModule, Located
 from perceivers.inputs.patches import Patches, a_patch_size, patch_tokens
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
@@ -16,23 +16,23 @@ from perceivers.position import FourierFeatures
 
 
 class Waveform(InputModule):
-    """Pieces of a waveform, one input each, with Fourier features of their time.
+    """One input per patch of consecutive samples, with Fourier features of its time.
 
-    The published autoencoder has `num_samples=30_720, samples_per_patch=16, num_bands=192`; AudioSet's model 61,440 samples
-    and 128 a piece.
+    The published autoencoder has `num_samples=30_720, samples_per_patch=16, num_bands=192`; the AudioSet model has 61,440
+    samples and 128 per patch.
 
     Args:
-        num_samples: Samples of a channel, a multiple of `samples_per_patch`. Other multiples are accepted later.
-        samples_per_patch: Samples of a channel in each piece.
+        num_samples: Samples per channel, a multiple of `samples_per_patch`. `forward` accepts other multiples.
+        samples_per_patch: Samples per channel in each patch.
         audio_channels: 1 for mono, 2 for stereo.
-        embed_dim: Width of a linear map of the samples, in front of the positions; `None` for no map.
+        embed_dim: Width of a linear projection of the samples; `None` for no projection. Positions are not projected.
         num_bands: Frequencies of the position features; 0 leaves the coordinate alone.
-        resolution: Sampling rate whose half is the highest frequency; `None` for `num_samples`, as published, although there
-            are fewer pieces than that.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        resolution: Sampling rate; the highest frequency is half of it. Defaults to `num_samples`, as published, although
+            there are fewer patches than samples.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Waveform(InputModule):
         }
 
     def forward(self, x: Tensor | Located | Sequence[Tensor], mask: Any = None) -> list[Tokens]:
-        """Makes one token group.
+        """Return one token group.
 
         Args:
             x: `[B, audio_channels, samples]`, floating point; or as in `Patches.forward`.
@@ -78,32 +78,36 @@ class Waveform(InputModule):
         """
         return self.patches(x, mask)
 
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Return silence, `[batch_size, audio_channels, num_samples]`."""
+        return self.patches.example(batch_size)
+
 
 class LogMel(InputModule):
-    """The logarithm of a mel spectrogram, cut into patches, with Fourier features of time and of pitch.
+    """One input per patch of a log-mel spectrogram, with Fourier features of its time and frequency band.
 
-    Frames are centred: frame i is a Hann window around sample `i * hop_length`, with zeros beyond either end. Mel bands are
-    triangles between frequencies equally spaced on the scale 2595 log10(1 + f / 700), each with a peak of 1 ("HTK"). The
+    Frames are centred: frame i is a Hann window centred on sample `i * hop_length`, with zero padding at both ends. The mel
+    filters are triangles with a peak of 1 between frequencies equally spaced on the HTK scale 2595 log10(1 + f / 700). The
     values are log(power + 1e-6).
 
     Args:
-        num_samples: Samples of a channel. Other numbers are accepted later.
-        sample_rate: Samples a second, in Hz.
-        num_mels: Mel bands.
-        fft_length: Samples of a window.
-        hop_length: Samples between windows.
+        num_samples: Samples per channel. `forward` accepts other numbers.
+        sample_rate: Sample rate in Hz.
+        num_mels: Number of mel bands.
+        fft_length: Samples per window.
+        hop_length: Samples between consecutive windows.
         lowest: Lower edge of the first band, in Hz.
-        highest: Upper edge of the last, in Hz; `None` for half the sample rate.
+        highest: Upper edge of the last band, in Hz. Defaults to half the sample rate.
         audio_channels: 1 for mono, 2 for stereo.
-        patch_size: Frames and bands in each input; 1 makes every number one, `[1, num_mels]` every frame.
-        embed_dim: Width of a linear map of a patch, in front of the positions; `None` for no map.
-        num_bands: Frequencies of the position features of each axis; 0 leaves the coordinate alone.
-        resolution: Sampling rate whose half is the highest frequency, one number or two; `None` for the number of patches,
-            but at least 2.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        patch_size: Frames and bands in each input: 1 gives one input per value, `[1, num_mels]` one per frame.
+        embed_dim: Width of a linear projection of a patch; `None` for no projection. Positions are not projected.
+        num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
+        resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the number
+            of patches per axis, but at least 2.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -137,13 +141,15 @@ class LogMel(InputModule):
         }
         if not lowest < self.config["highest"] <= sample_rate / 2:
             raise ValueError(
-                f"highest={self.config['highest']} must lie above lowest={lowest} and not above {sample_rate / 2}, half of"
+                f"highest={self.config['highest']} must be greater than lowest={lowest} and at most {sample_rate / 2}, half of"
                 " sample_rate"
             )
         self.patch_size = a_patch_size(patch_size, [0, num_mels])
         counts = [self._num_frames(num_samples) // self.patch_size[0], num_mels // self.patch_size[1]]
         if counts[0] == 0:
-            raise ValueError(f"num_samples={num_samples} gives fewer frames than patch_size={self.patch_size}: give more")
+            raise ValueError(
+                f"num_samples={num_samples} gives fewer frames than patch_size={self.patch_size}: give more samples"
+            )
         if resolution is None:
             resolution = [max(2, count) for count in counts]
         self.features = FourierFeatures.of(num_bands, resolution, frequency_base, counts)
@@ -153,30 +159,34 @@ class LogMel(InputModule):
         self.config |= {"patch_size": self.patch_size, **self.features.config}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tokens]:
-        """Makes one token group. Frames that fill no whole patch at the end are left out.
+        """Return one token group. Frames at the end that do not fill a patch are dropped.
 
         Args:
             x: `[B, audio_channels, samples]`, floating point.
-            mask: `[B, samples]`, bool, True where x may be heard; the rest counts as silence. A patch is attended to where
-                a sample in the middle of any of its frames may be, `hop_length` wide.
+            mask: `[B, samples]`, bool, True where x may be attended to; masked samples are replaced by silence. A patch may be
+                attended to if, in any of its frames, any of the `hop_length` samples around the centre may.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
         if not isinstance(x, Tensor):
-            raise ValueError(f"x is a {type(x).__name__}, not a tensor: a spectrogram takes one array, [B, channels, samples]")
-        grid = Grid.of(x, mask, [self.config["audio_channels"], self.config["num_samples"]], self)
+            raise ValueError(f"x is a {type(x).__name__}, not a tensor: a spectrogram needs one array, [B, channels, samples]")
+        grid = GridBatch.of(x, mask, [self.config["audio_channels"], self.config["num_samples"]], self)
         spectrogram = self.spectrogram(grid.visible())
         frames = spectrogram.shape[2] // self.patch_size[0] * self.patch_size[0]
         if frames == 0:
             raise ValueError(f"x has shape {list(x.shape)}, fewer frames than patch_size={self.patch_size}: give more samples")
         seen = None if grid.mask is None else self._seen(grid.mask)[:, :frames, None].expand(-1, -1, spectrogram.shape[3])
-        return [patch_tokens(Grid(spectrogram[:, :, :frames], seen), self.patch_size, self.linear, self.features)]
+        return [patch_tokens(GridBatch(spectrogram[:, :, :frames], seen), self.patch_size, self.linear, self.features)]
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Return silence, `[batch_size, audio_channels, num_samples]`."""
+        return self._zeros(batch_size, self.config["audio_channels"], self.config["num_samples"])
 
     def spectrogram(self, x: Tensor) -> Tensor:
-        """The logarithm of the mel spectrogram: `[B, channels, samples]` to `[B, channels, frames, num_mels]`."""
+        """Return the log-mel spectrogram of `[B, channels, samples]`, `[B, channels, frames, num_mels]`."""
         length, hop = self.config["fft_length"], self.config["hop_length"]
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # no Fourier transform in half precision
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # the FFT does not support half precision
         spectrum = torch.stft(
             wide.flatten(0, 1),
             n_fft=length,
@@ -191,7 +201,7 @@ class LogMel(InputModule):
         return torch.log(mel + 1e-6).mT.unflatten(0, x.shape[:2]).to(x.dtype)
 
     def _filters(self, device: torch.device) -> Tensor:
-        """Triangles, `[num_mels, fft_length // 2 + 1]`."""
+        """Return the mel filters, `[num_mels, fft_length // 2 + 1]`."""
         low, high = (2595 * math.log10(1 + self.config[edge] / 700) for edge in ("lowest", "highest"))
         mels = torch.linspace(low, high, self.config["num_mels"] + 2, dtype=torch.float64, device=device)
         edges = (700 * (10 ** (mels / 2595) - 1)).unsqueeze(-1)
@@ -205,7 +215,7 @@ class LogMel(InputModule):
         return 1 + samples // self.config["hop_length"]
 
     def _seen(self, mask: Tensor) -> Tensor:
-        """True for frames with a sample of the mask within half a hop of their middle, `[B, frames]`."""
+        """Return the mask of the frames, `[B, frames]`: True if any sample within half a hop of the centre is True."""
         hop, samples = self.config["hop_length"], mask.shape[1]
         frames = self._num_frames(samples)
         nearest = (torch.arange(samples, device=mask.device) + hop // 2) // hop

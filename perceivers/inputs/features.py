@@ -1,4 +1,4 @@
-"""Features that something else made: the tokens of an encoder, or arrays that carry their positions already."""
+"""Precomputed features: the tokens of another encoder, or arrays that already contain position features."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from perceivers.ops.tokens import Tokens, check_array, check_mask
 
 
 class Features(InputModule):
-    """Each feature vector as one input, as it is; it has no parameters.
+    """One input per feature vector, unchanged; without parameters or positions.
 
     Args:
-        dim: Width of a vector, which is `num_channels`.
+        dim: Width of a feature vector, which is `num_channels`.
 
     Raises:
-        ValueError: If it is out of range.
+        ValueError: If `dim` is out of range.
     """
 
     def __init__(self, *, dim: int) -> None:
@@ -25,10 +25,10 @@ class Features(InputModule):
         self.config: dict[str, Any] = {"dim": dim}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tokens]:
-        """Makes one token group.
+        """Return one token group.
 
         Args:
-            x: `[B, M, dim]`, floating point, channels last as encoders of texts and pictures return them.
+            x: `[B, M, dim]`, floating point, channels last, as text and image encoders return them.
             mask: `[B, M]`, bool, True where x may be attended to.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Pairs of frames for optical flow (Perceiver IO, section 4.2 and appendix H)."""
+"""Pairs of video frames for optical flow (Perceiver IO, section 4.2 and appendix H)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers._checks import an_int
-from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
+from perceivers.inputs.base import GridBatch, InputModule, Located, a_shape, project
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens, check_mask
 from perceivers.position import FourierFeatures
@@ -17,20 +17,22 @@ FRAMES, KERNEL = 2, 3
 
 
 class FramePairs(InputModule):
-    """Each pixel as one input: a linear map of the 3x3 patches around it in both frames, with Fourier features.
+    """One input per pixel: a linear projection of its 3x3 neighbourhoods in both frames, with Fourier features.
 
-    The published model has 54 channels in the patches, 64 behind the linear map and 322 with positions. The paper says that
-    the linear map comes behind the positions; the released weights have it in front of them, and so has this.
+    In the published model the neighbourhoods have 54 channels, the projection 64, and an encoded input 322. According to the
+    paper, the projection includes the position features; the released weights, and this module, project only the
+    neighbourhoods.
 
     Args:
-        data_shape: Channels, height and width of a frame, `[C, H, W]`. Other heights and widths are accepted later.
-        embed_dim: Width of the linear map; `None` for no map.
-        num_bands: Frequencies of the position features of each axis; 0 leaves the coordinate alone.
-        resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for the lengths.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        data_shape: Channels, height and width of a frame, `[C, H, W]`. `forward` accepts other heights and widths.
+        embed_dim: Width of the linear projection; `None` for no projection.
+        num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
+        resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the axis
+            lengths.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -51,12 +53,12 @@ class FramePairs(InputModule):
         self.config: dict[str, Any] = {"data_shape": shape, "embed_dim": embed_dim, **self.features.config}
 
     def forward(self, x: Tensor | Located, mask: Tensor | None = None) -> list[Tokens]:
-        """Makes one token group.
+        """Return one token group.
 
         Args:
-            x: A video of two frames, `[B, C, 2, H, W]`, floating point; published models want values from -1 to 1. Or
-                `Located` with coordinates for height and width, such as those of a tile of a larger pair.
-            mask: `[B, H, W]`, bool, True where x may be attended to; in patches of neighbours the rest counts as 0.
+            x: Two video frames per sample, `[B, C, 2, H, W]`, floating point; the published models expect values from -1 to
+                1. Or `Located` with coordinates for height and width, for example of a tile of a larger frame pair.
+            mask: `[B, H, W]`, bool, True where x may be attended to; masked pixels are 0 in their neighbours' neighbourhoods.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
@@ -65,23 +67,21 @@ class FramePairs(InputModule):
         channels, *axes = self.config["data_shape"]
         if not isinstance(frames, Tensor) or frames.ndim != 5 or tuple(frames.shape[1:3]) != (channels, FRAMES):
             got = f"has shape {list(frames.shape)}" if isinstance(frames, Tensor) else f"is a {type(frames).__name__}"
-            raise ValueError(f"x {got}, but [B, {channels}, {FRAMES}, H, W] is needed, both frames of a pair: stack them")
-        check_mask(mask, (frames.shape[0], *frames.shape[3:]), "[B, H, W], one for both frames")
+            raise ValueError(f"x {got}, but [B, {channels}, {FRAMES}, H, W] is needed: stack both frames of each pair")
+        check_mask(mask, (frames.shape[0], *frames.shape[3:]), "[B, H, W], one mask for both frames")
         flat = frames.flatten(1, 2)
         flat = flat if coordinates is None else Located(flat, coordinates)
-        grid = Grid.of(flat, mask, [channels * FRAMES, *axes], self)
+        grid = GridBatch.of(flat, mask, [channels * FRAMES, *axes], self)
         content = neighbourhoods(grid.visible().unflatten(1, (channels, FRAMES)))
-        return [
-            Tokens(
-                content=content,
-                positions=grid.positions(self.features, content),
-                mask=grid.mask,
-                **linear_map(self.linear),
-            )
-        ]
+        return [project(Tokens(content, grid.positions(self.features, content), grid.mask), self.linear)]
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Return zeros, `[batch_size, C, 2, H, W]`."""
+        channels, *axes = self.config["data_shape"]
+        return self._zeros(batch_size, channels, FRAMES, *axes)
 
 
 def neighbourhoods(frames: Tensor) -> Tensor:
-    """The 3x3 patch around each pixel of each frame, zero beyond the borders: `[B, C, T, H, W]` to `[B, T 3 3 C, H, W]`."""
+    """Return the 3x3 neighbourhood of each pixel, zero-padded: `[B, C, T, H, W]` to `[B, T 3 3 C, H, W]`."""
     windows = F.pad(frames, [KERNEL // 2] * 4).unfold(-2, KERNEL, 1).unfold(-2, KERNEL, 1)
     return rearrange(windows, "B C T H W y x -> B (T y x C) H W")

@@ -12,7 +12,7 @@ from perceivers.ops.tokens import Tokens, check_ids, check_mask
 
 
 class Labels(InputModule):
-    """A label as one input, one-hot; without positions.
+    """One input per sample: its label, one-hot encoded, without positions.
 
     Args:
         num_classes: Number of classes, which is `num_channels`.
@@ -27,21 +27,25 @@ class Labels(InputModule):
         self.config: dict[str, Any] = {"num_classes": self.num_channels}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tokens]:
-        """Makes one token group of one input.
+        """Return one token group with one input.
 
         Args:
-            x: Classes, `[B]`, integer; or a probability for each class, `[B, num_classes]`, floating point.
-            mask: `[B]`, bool, True where there is a label.
+            x: Class ids, `[B]`, integer; or class probabilities, `[B, num_classes]`, floating point.
+            mask: `[B]`, bool, True where a sample has a label.
 
         Raises:
-            ValueError: If a shape or dtype does not fit, or a class outside the mask is out of range.
+            ValueError: If a shape or dtype does not fit, or an unmasked class id is out of range.
         """
         if isinstance(x, Tensor) and x.dtype.is_floating_point:
             if x.ndim != 2 or x.shape[1] != self.num_channels:
-                raise ValueError(f"x has shape {list(x.shape)}, but [B, {self.num_channels}] is needed: one number a class")
+                raise ValueError(f"x has shape {list(x.shape)}, but [B, {self.num_channels}] is needed: one value per class")
             check_mask(mask, x.shape[:1], "[B]")
             content = x
         else:
             x = check_ids("x", x, "[B]", 1, self.num_channels, "num_classes", mask)
             content = F.one_hot(x, self.num_channels).to(torch.get_default_dtype())
         return [Tokens(content.unsqueeze(-1), mask=None if mask is None else mask.unsqueeze(-1))]
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Return class probabilities of zero, `[batch_size, num_classes]`."""
+        return self._zeros(batch_size, self.num_channels)

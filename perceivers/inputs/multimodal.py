@@ -1,7 +1,7 @@
-"""Several modalities together (Perceiver IO, section 4.3; Perceiver, section 4.2).
+"""Several modalities in one model (Perceiver IO, section 4.3; Perceiver, section 4.2).
 
-Each modality keeps its own token groups. A learned vector behind their channels pads all to one width and tells the
-modalities apart; it is a constant of a group, so nothing is copied.
+Each modality keeps its own token groups. Learned padding after their channels brings all of them to the same width and
+identifies the modality; it is stored as the constant of a group, so nothing is copied.
 
 Letters: B batch, M inputs, C channels of an encoded input, A axes, n_a rows of table a.
 """
@@ -22,28 +22,28 @@ from perceivers.ops.tokens import Positions, Tokens
 
 
 class Multimodal(InputModule):
-    """Several input modules by name, whose inputs share one softmax.
+    """A dict of input modules, whose inputs share one softmax.
 
     ```python
     inputs = Multimodal(modalities={"audio": Waveform(num_samples=30_720), "label": Labels(num_classes=700)})
-    tokens = inputs({"audio": sound, "label": classes}, mask={"label": has_label})
+    tokens = inputs({"audio": audio, "label": classes}, mask={"label": has_label})
     ```
 
     Args:
-        modalities: For each name an input module, or its description, such as `{"kind": "Labels", "num_classes": 700}`.
-        min_padding_size: Least width of the learned padding. The common width is that of the widest modality plus this: 2
+        modalities: An input module or its description, such as `{"kind": "Labels", "num_classes": 700}`, for each name.
+        min_padding_size: Minimum width of the learned padding. The common width is that of the widest modality plus this: 2
             by default in DeepMind's code, 4 in the published autoencoder.
-        order: "sorted" by name, as published, or "given".
-        mask_probs: For some names, the probability that an input is replaced by the modality's learned mask vector.
-        mask_when: "always", as in the published code also in evaluation (it is how that model hides the label at test, with
-            probability 1), or "training".
-        drop_probs: For some names, the probability that an input is left out in training; AudioSet's models drop 0.3 of the
+        order: Order of the modalities, "sorted" by name, as published, or as "given".
+        mask_probs: Probability, for some names, that an input is replaced by the modality's learned mask token.
+        mask_when: "always" masks in training and evaluation, like the published code, which hides the label at test time with
+            probability 1; or "training".
+        drop_probs: Probability, for some names, that an input is dropped in training; the AudioSet models drop 30% of the
             video.
-        drop_modality_probs: For some names, the probability that a sample lacks the whole modality in training. A sample
-            that would lose all of them keeps all.
+        drop_modality_probs: Probability, for some names, that all inputs of the modality are dropped from a sample in
+            training. A sample that would lose every modality keeps all of them.
 
     Raises:
-        ValueError: If a name or an argument is out of range; the message names it.
+        ValueError: If a name is invalid or an argument is out of range.
     """
 
     def __init__(
@@ -59,16 +59,21 @@ class Multimodal(InputModule):
     ) -> None:
         super().__init__()
         if not isinstance(modalities, Mapping) or not modalities:
-            raise ValueError(f"modalities={modalities!r} must be a dict of at least one name and input module")
+            raise ValueError(f"modalities={modalities!r} must be a dict with at least one name and input module")
         for name in modalities:
             if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-                raise ValueError(f"modalities has the name {name!r}: choose a string without dots that is no method of a dict")
+                raise ValueError(
+                    f"modalities has the name {name!r}: names must be strings without dots, not names of dict methods"
+                )
         one_of("order", order, ("sorted", "given"))
         self.names = sorted(modalities) if order == "sorted" else list(modalities)
         parts = {name: InputModule.create(modalities[name]) for name in self.names}
         for name, part in parts.items():
             if not isinstance(part, InputModule):
-                raise ValueError(f"modality {name!r} is a {type(part).__name__}, no perceivers.inputs.InputModule: give one")
+                raise ValueError(
+                    f"modality {name!r} is a {type(part).__name__}, not an input module: derive it from"
+                    " perceivers.inputs.InputModule"
+                )
         self.modalities = nn.ModuleDict(parts)
         widths = {name: self.module(name).num_channels for name in self.names}
         self.num_channels = max(widths.values()) + an_int("min_padding_size", min_padding_size, 0)
@@ -92,33 +97,36 @@ class Multimodal(InputModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new padding and mask vectors: normal with deviation 0.02, cut at two of them, as in DeepMind's code."""
+        """Re-initialise padding and mask tokens from a normal distribution (std 0.02) truncated to [-0.04, 0.04].
+
+        Source: DeepMind's released code.
+        """
         for vector in [*self.padding.values(), *self.mask_tokens.values()]:
             if vector.numel() > 0:  # the widest modality may need no padding
                 nn.init.trunc_normal_(vector, std=0.02, a=-0.04, b=0.04)
 
     def module(self, name: str) -> InputModule:
-        """The input module of a modality."""
+        """Return the input module of a modality."""
         module = self.modalities[name]
         assert isinstance(module, InputModule)
         return module
 
     def forward(self, x: Mapping[str, Any], mask: Mapping[str, Any] | None = None) -> list[Tokens]:
-        """Makes the token groups of all modalities, in order.
+        """Return the token groups of all modalities, in order.
 
         Args:
-            x: For each name what its input module takes.
-            mask: For some names a mask, bool: either what the input module takes, or `[B]`, True for samples that have the
-                modality. Samples without one still need values of the right shape, such as zeros.
+            x: For each name, the data of its input module.
+            mask: For some names, a mask, bool: either the mask of the input module, or `[B]`, True for samples that have the
+                modality. Samples without it still need values of the right shape, such as zeros.
 
         Raises:
-            ValueError: If names do not fit, batches differ, or an input module refuses its values.
+            ValueError: If names do not fit, batch sizes differ, or an input module rejects its data.
         """
         groups = self.by_modality(x, mask)
         return [group for name in self.names for group in groups[name]]
 
     def by_modality(self, x: Mapping[str, Any], mask: Mapping[str, Any] | None = None) -> dict[str, list[Tokens]]:
-        """What `forward` does, with the token groups of each modality under its name."""
+        """Return the token groups that `forward` returns, by the name of their modality."""
         mask = {} if mask is None else mask
         for argument, given in (("x", x), ("mask", mask)):
             if not isinstance(given, Mapping):
@@ -127,14 +135,19 @@ class Multimodal(InputModule):
                 raise ValueError(f"{argument} has the unknown modalities {unknown}: names are {self.names}")
         if missing := [name for name in self.names if name not in x]:
             raise ValueError(
-                f"x lacks the modalities {missing}: give each of {self.names}; where samples have none, give zeros and"
+                f"x lacks the modalities {missing}: give all of {self.names}; for samples without a modality, give zeros and"
                 " mask={name: tensor of False, [B]}"
             )
         groups = {name: self._encode(name, x[name], mask.get(name)) for name in self.names}
         sizes = {name: some[0].content.shape[0] for name, some in groups.items()}
         if any(size != sizes[self.names[0]] for size in sizes.values()):
-            raise ValueError(f"x has batches of different sizes, {sizes}: make them equal")
+            raise ValueError(f"x has different batch sizes, {sizes}: they must be equal")
         return self._drop_modalities(groups) if self.training and self.drop_modality_probs else groups
+
+    def example(self, batch_size: int = 1) -> dict[str, Any] | None:
+        """Return the example of each modality by name, or `None` if a modality has none."""
+        examples = {name: self.module(name).example(batch_size) for name in self.names}
+        return None if any(example is None for example in examples.values()) else examples
 
     def _encode(self, name: str, x: Any, mask: Any) -> list[Tokens]:
         whole = mask if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 1 else None
@@ -155,10 +168,10 @@ class Multimodal(InputModule):
         return replace(group, constant=torch.cat([F.pad(group.constant, (0, width - len(group.constant))), padding]))
 
     def _mask(self, group: Tokens, vector: Tensor, p: float) -> Tokens:
-        if p == 0:  # the vector stays part of the graph, with a gradient of zero
+        if p == 0:  # keep the mask token in the graph, with a gradient of zero
             assert group.constant is not None
             return replace(group, constant=group.constant + 0 * vector)
-        return replace_by(group, vector, _random(group, p))
+        return replace_inputs(group, vector, _random(group, p))
 
     def _drop_modalities(self, groups: dict[str, list[Tokens]]) -> dict[str, list[Tokens]]:
         probabilities = [self.drop_modality_probs.get(name, 0.0) for name in self.names]
@@ -170,7 +183,7 @@ class Multimodal(InputModule):
 
     def _probabilities(self, argument: str, given: Mapping[str, float] | None) -> dict[str, float]:
         if given is not None and not isinstance(given, Mapping):
-            raise ValueError(f"{argument}={given!r} must be a dict of names and probabilities")
+            raise ValueError(f"{argument}={given!r} must be a dict from names to probabilities")
         for name, p in (given or {}).items():
             if name not in self.names:
                 raise ValueError(f"{argument} has the unknown modality {name!r}: names are {self.names}")
@@ -180,31 +193,31 @@ class Multimodal(InputModule):
 
 
 def _clear(x: Any, present: Tensor) -> Any:
-    """Zeros for samples that are not present, so that what they hold is neither checked nor mixed into statistics."""
+    """Return `x` with zeros for samples that are not present, so that their values affect neither checks nor statistics."""
     if isinstance(x, Located):
-        shared = not isinstance(x.coordinates, Tensor) or x.coordinates.ndim == 1  # by all samples
+        shared = not isinstance(x.coordinates, Tensor) or x.coordinates.ndim == 1  # across samples
         return Located(_clear(x.values, present), x.coordinates if shared else _clear(x.coordinates, present))
     if isinstance(x, Mapping):
         return {name: _clear(value, present) for name, value in x.items()}
     if not isinstance(x, Tensor):
         return x
     if x.shape[0] != present.shape[0]:
-        raise ValueError(f"mask has shape {list(present.shape)}, but x a batch of {x.shape[0]}: give one entry a sample")
+        raise ValueError(f"mask has shape {list(present.shape)}, but x has {x.shape[0]} samples: give one entry per sample")
     return x.masked_fill(~present.reshape(-1, *[1] * (x.ndim - 1)), 0)
 
 
 def restrict(group: Tokens, keep: Tensor) -> Tokens:
-    """Masks inputs where `keep`, `[B, *axes]` or `[B]`, is False."""
+    """Return the group with inputs masked where `keep`, `[B, *axes]` or `[B]`, is False."""
     keep = keep.reshape(*keep.shape, *[1] * (group.content.ndim - 1 - keep.ndim))
     keep = keep.expand(group.content.shape[0], *group.content.shape[2:])
     return replace(group, mask=keep if group.mask is None else group.mask & keep)
 
 
-def replace_by(group: Tokens, vector: Tensor, replaced: Tensor) -> Tokens:
-    """Replaces whole encoded inputs by a vector `[C]` where `replaced`, `[B, *axes]`, is True; masks stay.
+def replace_inputs(group: Tokens, vector: Tensor, replaced: Tensor) -> Tokens:
+    """Return the group with encoded inputs replaced by `vector`, `[C]`, where `replaced`, `[B, *axes]`, is True.
 
-    The group stays factored: content is zeroed there, each table has a row of zeros for it, and one more table holds the
-    constant for the others and the vector for them.
+    The group remains factored. For replaced inputs, the content is zero, each table gets a row of zeros, and an additional
+    table of two rows holds the vector; for the other inputs it holds the constant. The mask does not change.
     """
     width = group.num_channels
     constant = vector.new_zeros(0) if group.constant is None else group.constant
@@ -225,6 +238,6 @@ def replace_by(group: Tokens, vector: Tensor, replaced: Tensor) -> Tokens:
 
 
 def _random(group: Tokens, p: float) -> Tensor:
-    """True with probability p, `[B, *axes]`."""
+    """Return random booleans, True with probability p, `[B, *axes]`."""
     shape = (group.content.shape[0], *group.content.shape[2:])
     return torch.rand(shape, device=group.content.device) < p

@@ -1,6 +1,6 @@
-"""Patches of arrays on a grid, one input each: space-to-depth for signals, pictures, video, volumes.
+"""Patches of arrays on a grid, one input per patch: space-to-depth for signals, images, video, volumes.
 
-Letters: B batch, C channels, A axes, n_a length of axis a, p_a length of a patch on it.
+Letters: B batch, C channels, A axes, n_a length of axis a, p_a length of a patch along it.
 """
 
 from collections.abc import Sequence
@@ -8,36 +8,36 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceivers._checks import an_int, one_each, one_of
-from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
+from perceivers.inputs.base import GridBatch, InputModule, Located, a_shape, project
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Tokens
 from perceivers.position import FourierFeatures, by_kinds
 
 
 class Patches(InputModule):
-    """Each patch as one input: its values, or a linear map of them, with Fourier features of the patch's position.
+    """One input per patch: its values or a linear projection of them, with Fourier features of the patch's position.
 
-    The video of the published autoencoder has `data_shape=[3, 16, 224, 224], patch_size=[1, 4, 4], num_bands=32`, that of
-    AudioSet `patch_size=[2, 8, 8]`.
+    The video of the published autoencoder has `data_shape=[3, 16, 224, 224], patch_size=[1, 4, 4], num_bands=32`, the
+    AudioSet model `patch_size=[2, 8, 8]`.
 
     Args:
-        data_shape: Channels and axis lengths, `[C, *axes]`, 1 to 4 axes; the lengths are multiples of the patch's. Other
-            multiples are accepted later.
-        patch_size: Length of a patch, one number or one an axis.
-        embed_dim: Width of a linear map of the values, in front of the positions; `None` for no map.
-        num_bands: Frequencies of the position features of each axis; 0 leaves the coordinate alone.
-        resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for the number of
-            patches.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
-        feature_order: "axes" (coordinate, sines and cosines of the first axis, then of the next) or "kinds" (coordinates
-            of all axes, then sines, then cosines, as in DeepMind's code). It matters only for weights from there that
-            several modalities share; elsewhere a permutation of the weights does the same.
+        data_shape: Channels and axis lengths, `[C, *axes]`, 1 to 4 axes; the lengths are multiples of the patch size.
+            `forward` accepts other multiples.
+        patch_size: Length of a patch, a scalar or one value per axis.
+        embed_dim: Width of a linear projection of the values; `None` for no projection. Positions are not projected.
+        num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
+        resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the number
+            of patches per axis.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
+        feature_order: Order of the position features: "axes" (coordinate, sines and cosines of the first axis, then of the
+            next) or "kinds" (the coordinates of all axes, then all sines, then all cosines, as in DeepMind's code). Use
+            "kinds" for weights from that code that several modalities share; otherwise permuting the weights is equivalent.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -68,22 +68,22 @@ class Patches(InputModule):
         }
 
     def forward(self, x: Tensor | Located | Sequence[Tensor], mask: Any = None) -> list[Tokens]:
-        """Makes one token group.
+        """Return one token group.
 
         Args:
-            x: `[B, C, *axes]`, floating point, each axis a multiple of the patch's; or `Located` with coordinates of the
+            x: `[B, C, *axes]`, floating point, each axis a multiple of the patch size; or `Located` with coordinates of the
                 patches; or a list of arrays of different lengths; see `Pixels.forward`.
-            mask: `[B, *axes]`, bool, True where x may be attended to. A patch is attended to where any of its values may
-                be; the others of it count as 0.
+            mask: `[B, *axes]`, bool, True where x may be attended to. A patch may be attended to if any of its values may;
+                its masked values are replaced by 0.
 
         Raises:
             ValueError: If a shape, dtype or nesting does not fit.
         """
         if isinstance(x, list | tuple) and not isinstance(x, Located):
-            for array in x:  # before padding, which could make a multiple of what is none
+            for array in x:  # before padding, which could hide a length that is not a multiple
                 if isinstance(array, Tensor):
                     _check_multiples(array.shape[1:], self.patch_size)
-        grid = Grid.of(x, mask, self.config["data_shape"], self)
+        grid = GridBatch.of(x, mask, self.config["data_shape"], self)
         _check_multiples(grid.values.shape[2:], self.patch_size)
         tokens = patch_tokens(grid, self.patch_size, self.linear, self.features)
         if self.config["feature_order"] == "kinds" and tokens.positions is not None:
@@ -91,26 +91,25 @@ class Patches(InputModule):
             tokens = replace(tokens, positions=replace(tokens.positions, tables=by_kinds(tokens.tables), starts=starts))
         return [tokens]
 
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Return zeros, `[batch_size, *data_shape]`."""
+        return self._zeros(batch_size, *self.config["data_shape"])
 
-def patch_tokens(grid: Grid, patch_size: Sequence[int], linear: Linear | None, features: FourierFeatures) -> Tokens:
-    """Patches of a grid, with a linear map of them where there is one, and Fourier features."""
+
+def patch_tokens(grid: GridBatch, patch_size: Sequence[int], linear: nn.Module | None, features: FourierFeatures) -> Tokens:
+    """Return the patches of a grid, projected by `linear` unless it is `None`, with Fourier features of their positions."""
     content = space_to_depth(grid.visible(), patch_size)
     mask = grid.mask
     if mask is not None and prod(patch_size) > 1:
         mask = space_to_depth(mask.unsqueeze(1), patch_size).any(1)
-    return Tokens(
-        content=content,
-        positions=grid.positions(features, content, patch_size),
-        mask=mask,
-        **linear_map(linear),
-    )
+    return project(Tokens(content, grid.positions(features, content, patch_size), mask), linear)
 
 
 def space_to_depth(x: Tensor, patch_size: Sequence[int]) -> Tensor:
-    """Moves patches into channels: `[B, C, n_1, ..., n_A]` to `[B, p_1 ... p_A C, n_1 / p_1, ..., n_A / p_A]`.
+    """Move patches to channels: `[B, C, n_1, ..., n_A]` to `[B, p_1 ... p_A C, n_1 / p_1, ..., n_A / p_A]`.
 
-    The channels of an element stay together and those of the last axis follow each other, the order of the published
-    weights. Patches of one element change nothing and copy nothing.
+    Channels vary fastest, then the last axis of the patch, which is the order of the published weights. If all patches have
+    one element, the result is a view of `x`.
     """
     axes = len(patch_size)
     split = x
@@ -121,7 +120,7 @@ def space_to_depth(x: Tensor, patch_size: Sequence[int]) -> Tensor:
 
 
 def a_patch_size(patch_size: int | Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """Returns the length of a patch on each axis, if it divides the axis."""
+    """Return the patch length for each axis; raise `ValueError` unless it divides the axis length."""
     sizes = [an_int("patch_size", size) for size in one_each("patch_size", patch_size, len(lengths))]
     _check_multiples(lengths, sizes, "data_shape")
     return sizes
@@ -131,6 +130,6 @@ def _check_multiples(lengths: Sequence[int], sizes: Sequence[int], name: str = "
     for a, (n, p) in enumerate(zip(lengths, sizes, strict=True)):
         if n % p:
             raise ValueError(
-                f"{name} has length {n} on axis {a}, no multiple of patch_size={p}: cut it to {n - n % p} or pad it to"
-                f" {n - n % p + p}"
+                f"{name} has length {n} on axis {a}, which is not a multiple of patch_size={p}: crop it to {n - n % p} or pad"
+                f" it to {n - n % p + p}"
             )

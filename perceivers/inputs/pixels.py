@@ -1,4 +1,4 @@
-"""Arrays on a grid, one input for every element: signals, pictures, video, volumes (Perceiver, section 3.2)."""
+"""Arrays on a grid with one input per element: signals, images, video, volumes (Perceiver, section 3.2)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,28 +6,29 @@ from typing import Any
 from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.inputs.base import Grid, InputModule, Located, a_shape, linear_map
+from perceivers.inputs.base import GridBatch, InputModule, Located, a_shape, project
 from perceivers.layers.linear import Linear
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures, LearnedPositions
 
 
 class Pixels(InputModule):
-    """Every element with Fourier features of its position: the published "fourier" models.
+    """One input per element, with Fourier features of its position: the published "fourier" models.
 
     ```python
     inputs = Pixels(data_shape=[3, 224, 224])  # 261 channels, as published
-    tokens = inputs(pictures)  # [B, 3, 224, 224], or any other lengths
+    tokens = inputs(images)  # [B, 3, 224, 224], or any other lengths
     ```
 
     Args:
-        data_shape: Channels and axis lengths, `[C, *axes]`, 1 to 4 axes. Other lengths are accepted later.
-        num_bands: Frequencies of the position features of each axis; 0 leaves the coordinate alone.
-        resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for the lengths.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        data_shape: Channels and axis lengths, `[C, *axes]`, 1 to 4 axes. `forward` accepts other lengths.
+        num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
+        resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the axis
+            lengths.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -45,35 +46,39 @@ class Pixels(InputModule):
         self.config: dict[str, Any] = {"data_shape": shape, **self.features.config}
 
     def forward(self, x: Tensor | Located | Sequence[Tensor], mask: Any = None) -> list[Tokens]:
-        """Makes one token group, whose content is a view of `x`.
+        """Return one token group whose content is a view of `x`.
 
         Args:
-            x: `[B, C, *axes]`, floating point. Positions span -1 to 1 over it; `Located(x, coordinates)` gives others, for
-                each axis `[n]` or `[B, n]`, such as those of `crop_coordinates`. A list of arrays `[C, *axes]` may have
-                different lengths: each spans -1 to 1 by itself.
-            mask: `[B, *axes]`, bool, True where x may be attended to; for a list of arrays a list of masks.
+            x: `[B, C, *axes]`, floating point. The coordinates span -1 to 1 along each axis; `Located(x, coordinates)`
+                replaces them by one tensor `[n]` or `[B, n]` per axis, for example from `crop_coordinates`. Arrays of
+                different lengths are given as a list of `[C, *axes]`; each of them spans -1 to 1.
+            mask: `[B, *axes]`, bool, True where x may be attended to; for a list of arrays, a list of masks.
 
         Raises:
             ValueError: If a shape, dtype or nesting does not fit.
         """
-        grid = Grid.of(x, mask, self.config["data_shape"], self)
+        grid = GridBatch.of(x, mask, self.config["data_shape"], self)
         return [Tokens(grid.values, grid.positions(self.features, grid.values), grid.mask)]
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Return zeros, `[batch_size, *data_shape]`."""
+        return self._zeros(batch_size, *self.config["data_shape"])
 
 
 class LearnedPixels(InputModule):
-    """Every element through a linear map, beside a learned position that passes one too: the published "learned" model.
+    """One input per element, linearly projected, with a learned and projected position: the published "learned" model.
 
-    It knows nothing of the grid. The published one has `data_shape=[3, 224, 224]` and 256 for all three widths.
+    The module has no knowledge of the grid. The published model has `data_shape=[3, 224, 224]` and 256 for all three widths.
 
     Args:
         data_shape: Channels and axis lengths, `[C, *axes]`, 1 to 4 axes.
-        embed_dim: Width of the linear map of the channels, which is a 1x1 convolution; `None` for no map.
-        position_channels: Width of the learned vectors.
-        position_dim: Width of the linear map of the vectors; `None` for no map.
-        resample: "none", or "cubic" for arrays of other lengths, see `LearnedPositions`.
+        embed_dim: Width of the linear projection of the channels, which is a 1x1 convolution; `None` for no projection.
+        position_channels: Width of the learned position vectors.
+        position_dim: Width of the linear projection of the position vectors; `None` for no projection.
+        resample: "none", or "cubic" to interpolate positions for arrays of other lengths, see `LearnedPositions`.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -102,7 +107,7 @@ class LearnedPixels(InputModule):
         }
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tokens]:
-        """Makes one token group, whose content is a view of `x` with all axes flattened where memory allows.
+        """Return one token group with all axes flattened, without a copy if the strides of `x` allow it.
 
         Args:
             x: `[B, C, *axes]`, floating point.
@@ -112,15 +117,13 @@ class LearnedPixels(InputModule):
             ValueError: If a shape or dtype does not fit, or there are no positions for the lengths of x.
         """
         if not isinstance(x, Tensor):
-            raise ValueError(f"x is a {type(x).__name__}, not a tensor: learned positions take one array, [B, C, *axes]")
-        grid = Grid.of(x, mask, self.config["data_shape"], self)
+            raise ValueError(f"x is a {type(x).__name__}, not a tensor: learned positions need one array, [B, C, *axes]")
+        grid = GridBatch.of(x, mask, self.config["data_shape"], self)
         table = self.positions(grid.values.shape[2:])
         positions = Positions([table if self.position_linear is None else self.position_linear(table)])
-        return [
-            Tokens(
-                content=grid.values.flatten(2),
-                positions=positions,
-                mask=None if grid.mask is None else grid.mask.flatten(1),
-                **linear_map(self.linear),
-            )
-        ]
+        flat_mask = None if grid.mask is None else grid.mask.flatten(1)
+        return [project(Tokens(grid.values.flatten(2), positions, flat_mask), self.linear)]
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Return zeros, `[batch_size, *data_shape]`."""
+        return self._zeros(batch_size, *self.config["data_shape"])

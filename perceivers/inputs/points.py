@@ -1,4 +1,4 @@
-"""Sets of points with continuous coordinates, and events at places of a grid (Perceiver, section 4.3).
+"""Point clouds with continuous coordinates, and sparse events on a grid (Perceiver, section 4.3).
 
 Letters: B batch, C channels of values, M points or events, A axes.
 """
@@ -17,19 +17,19 @@ from perceivers.position import FourierFeatures
 
 
 class Points(InputModule):
-    """Each point as one input: Fourier features of its coordinates, and what was measured there.
+    """One input per point: Fourier features of its coordinates, and optionally values measured there.
 
-    The published model of ModelNet40 has `num_axes=3, num_bands=64, resolution=2240`: a highest frequency of 1120.
+    The published ModelNet40 model has `num_axes=3, num_bands=64, resolution=2240`, so a highest frequency of 1120.
 
     Args:
-        num_axes: Coordinates of a point.
-        resolution: Sampling rate whose half is the highest frequency, one number or one an axis.
-        num_values: Channels measured at each point, such as a colour; 0 for none.
-        num_bands: Frequencies of the position features of each axis; 0 leaves the coordinate alone.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        num_axes: Number of coordinates of a point.
+        resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it.
+        num_values: Channels measured at each point, such as 3 for colours; 0 for none.
+        num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Points(InputModule):
         self.config: dict[str, Any] = {"num_axes": num_axes, "num_values": num_values, **self.features.config}
 
     def forward(self, x: Tensor | Located | Sequence[Any], mask: Any = None) -> list[Tokens]:
-        """Makes one token group.
+        """Return one token group.
 
         Args:
-            x: Coordinates, `[B, A, M]`, floating point, from -1 to 1; half precision has too few digits for high
-                frequencies. With values, `Located(values, coordinates)`, values `[B, C, M]`. A list of samples without a
-                batch axis may have different numbers of points.
-            mask: `[B, M]`, bool, True where there is a point; for a list a list of masks.
+            x: Coordinates, `[B, A, M]`, floating point, from -1 to 1; half precision is too coarse for high frequencies. With
+                values, `Located(values, coordinates)` with values `[B, C, M]`. Samples with different numbers of points are
+                given as a list of samples without a batch axis.
+            mask: `[B, M]`, bool, True where there is a point; for a list of samples, a list of masks.
 
         Raises:
             ValueError: If a shape, dtype or nesting does not fit.
@@ -77,18 +77,19 @@ class Points(InputModule):
 
 
 class Events(InputModule):
-    """Values at some places of a grid, any number at each: event cameras, units on a map, sparse volumes.
+    """One input per event, a vector of values at a grid position: event cameras, units on a map, sparse volumes.
 
-    An event at each place of a grid once is what `Pixels` of that grid is.
+    Positions may have any number of events. One event at every position gives the same inputs as `Pixels`.
 
     Args:
-        data_shape: Channels of an event and lengths of the grid's axes, `[C, *axes]`, 1 to 4 axes.
-        num_bands: Frequencies of the position features of each axis; 0 leaves the coordinate alone.
-        resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for the lengths.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
+        data_shape: Channels of an event and axis lengths of the grid, `[C, *axes]`, 1 to 4 axes.
+        num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
+        resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the axis
+            lengths.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -106,21 +107,21 @@ class Events(InputModule):
         self.config: dict[str, Any] = {"data_shape": shape, **self.features.config}
 
     def forward(self, x: Located | Sequence[Located], mask: Any = None) -> list[Tokens]:
-        """Makes one token group.
+        """Return one token group.
 
         Args:
             x: `Located(values, coordinates)`: values `[B, C, M]`, floating point; coordinates `[B, A, M]`, integers from 0.
-                A list of samples without a batch axis may have different numbers of events.
-            mask: `[B, M]`, bool, True where there is an event; for a list a list of masks.
+                Samples with different numbers of events are given as a list of samples without a batch axis.
+            mask: `[B, M]`, bool, True where there is an event; for a list of samples, a list of masks.
 
         Raises:
-            ValueError: If a shape, dtype or nesting does not fit, or an event outside the mask lies outside the grid.
+            ValueError: If a shape, dtype or nesting does not fit, or an unmasked event lies outside the grid.
         """
         channels, *lengths = self.config["data_shape"]
         values, coordinates, mask = read_located(x, mask, bare=False)
         if not isinstance(coordinates, Tensor) or coordinates.ndim != 3 or coordinates.shape[1] != len(lengths):
-            got = f"have shape {list(coordinates.shape)}" if isinstance(coordinates, Tensor) else "are no tensor"
-            raise ValueError(f"coordinates {got}, but [B, {len(lengths)}, M] is needed, one row an axis")
+            got = f"have shape {list(coordinates.shape)}" if isinstance(coordinates, Tensor) else "are not a tensor"
+            raise ValueError(f"coordinates {got}, but [B, {len(lengths)}, M] is needed: one row per axis")
         index = [
             check_ids(f"coordinates[:, {a}]", coordinates[:, a], "[B, M]", 2, n, f"data_shape[{a + 1}]", mask)
             for a, n in enumerate(lengths)
@@ -131,7 +132,7 @@ class Events(InputModule):
 
 
 def read_located(x: Any, mask: Any, *, bare: bool) -> tuple[Any, Any, Any]:
-    """Values, coordinates and mask, padded where x is a list of samples; `bare` where there are no values."""
+    """Return values, coordinates and mask, padded if `x` is a list of samples; `bare` if there are no values."""
     what = "coordinates" if bare else "Located(values, coordinates)"
     if isinstance(x, list | tuple) and not isinstance(x, Located):
         for i, sample in enumerate(x):
@@ -145,8 +146,8 @@ def read_located(x: Any, mask: Any, *, bare: bool) -> tuple[Any, Any, Any]:
 
 
 def check_values(values: Any, channels: int, name: str, coordinates: Tensor) -> None:
-    """Raises `ValueError` unless values `[B, C, M]` fit their coordinates, `[B, A, M]`."""
+    """Raise `ValueError` unless values `[B, C, M]` fit their coordinates, `[B, A, M]`."""
     check_array("values", values, 3, f"[B, {channels}, M]")
     wanted = (coordinates.shape[0], channels, coordinates.shape[2])
     if tuple(values.shape) != wanted:
-        raise ValueError(f"values have shape {list(values.shape)}, but {list(wanted)} is needed: {name} says {channels}")
+        raise ValueError(f"values have shape {list(values.shape)}, but {list(wanted)} is needed: {name}={channels}")

@@ -1,4 +1,4 @@
-"""Batches of arrays with different lengths: padded and masked, or packed without what is masked.
+"""Batches of arrays of different lengths: padded and masked, or packed to the inputs that are not masked.
 
 Letters: B batch, M inputs, U channels of content, A axes of the positions.
 """
@@ -16,40 +16,42 @@ from perceivers.ops.tokens import Tokens, check_mask
 def pad_ragged(
     arrays: Sequence[Tensor], masks: Sequence[Tensor] | None = None, *, channel_axes: int = 1, axes: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Makes one array of arrays with different lengths: shorter ones are padded with zeros, and the padding is masked.
+    """Stack arrays of different lengths: pad the shorter ones with zeros and mask the padding.
 
     Args:
         arrays: B arrays, `[C, *axes]`, or `[*axes]` without channels.
-        masks: For each `[*axes]`, bool; `None` for True everywhere.
-        channel_axes: Number of leading axes that are the same for all arrays.
+        masks: One mask `[*axes]`, bool, per array; `None` for True everywhere.
+        channel_axes: Number of leading axes, whose lengths are equal in all arrays.
         axes: Number of axes whose lengths differ.
 
     Returns:
-        `[B, C, *axes]`, its mask `[B, *axes]`, and the arrays' own lengths `[B, axes]`.
+        The padded arrays `[B, C, *axes]`, their mask `[B, *axes]`, and the lengths before padding `[B, axes]`.
 
     Raises:
-        ValueError: If an entry is no tensor, has other axes, other channels, another dtype, or is empty.
+        ValueError: If an entry is not a tensor, is empty, or differs in number of axes, channels or dtype.
     """
     for i, array in enumerate(arrays):
         if not isinstance(array, Tensor) or array.ndim != channel_axes + axes:
             got = f"has shape {list(array.shape)}" if isinstance(array, Tensor) else f"is a {type(array).__name__}"
             shape = "[C, *axes]" if channel_axes else "[*axes]"
             raise ValueError(
-                f"x[{i}] {got}, but a list of tensors {shape} with {channel_axes + axes} axes is needed, one a sample"
+                f"x[{i}] {got}, but x must be a list of tensors {shape} with {channel_axes + axes} axes, one per sample"
             )
         if array.shape[:channel_axes] != arrays[0].shape[:channel_axes] or array.dtype != arrays[0].dtype:
             raise ValueError(
                 f"x[{i}] has shape {list(array.shape)} and {array.dtype}, x[0] has {list(arrays[0].shape)} and"
-                f" {arrays[0].dtype}: make channels and dtype equal"
+                f" {arrays[0].dtype}: channels and dtype must be equal"
             )
         if 0 in array.shape:
-            raise ValueError(f"x[{i}] has shape {list(array.shape)} with an empty axis: leave it out, or mask one element")
+            raise ValueError(f"x[{i}] has shape {list(array.shape)} with an empty axis: omit it, or give one masked element")
     if not arrays:
         raise ValueError("x is an empty list: give at least one array")
     if masks is not None and (not isinstance(masks, list | tuple) or len(masks) != len(arrays)):
-        raise ValueError(f"mask is a {type(masks).__name__}, but x is a list of {len(arrays)} arrays: give a list of as many")
+        raise ValueError(
+            f"mask is a {type(masks).__name__}, but x is a list: give a list of {len(arrays)} masks, one per array"
+        )
     for i, mask in enumerate(masks or ()):
-        check_mask(mask, arrays[i].shape[channel_axes:], f"that of x[{i}]")
+        check_mask(mask, arrays[i].shape[channel_axes:], f"the shape of x[{i}]")
     lengths = torch.tensor([list(array.shape[channel_axes:]) for array in arrays])
     longest = lengths.amax(0).tolist()
 
@@ -62,16 +64,18 @@ def pad_ragged(
 
 
 def packed(group: Tokens) -> Tokens:
-    """Leaves out masked inputs: the others as a list with an index into the tables, each sample padded to the longest.
+    """Return a token group without its masked inputs: a list of the others, with an index into the position tables.
 
-    Attention to it gives what attention to the group gives, at a cost that follows the longest list: for pictures of many
-    shapes in one batch, or much that is masked. The number of inputs depends on the mask, so a compiled graph cannot hold it.
+    Attention to it gives the same result as attention to `group`, at a cost proportional to the longest list in the batch.
+    This pays for images of many shapes in one batch, or if most inputs are masked. The number of inputs depends on the
+    values of the mask, so this cannot be part of a compiled graph.
 
     Args:
         group: Any token group.
 
     Returns:
-        A group whose content is `[B, U, M']`, M' the largest number of inputs of a sample that may be attended to, or 1.
+        A group with content `[B, U, M']`, where M' is the largest number of unmasked inputs of a sample, at least 1. Shorter
+        lists are padded and masked.
     """
     if group.mask is None:
         return group
@@ -92,7 +96,7 @@ def packed(group: Tokens) -> Tokens:
 
 
 def index_of(group: Tokens) -> Tensor:
-    """The index list of a group, `[B, M, A]`, also where it is a full grid and needs none."""
+    """Return the index list of a group, `[B, M, A]`; for a full grid, which has none, it is computed."""
     if group.index is not None:
         return group.index
     batch, device = group.content.shape[0], group.content.device

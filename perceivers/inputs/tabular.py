@@ -1,4 +1,4 @@
-"""Tables with columns of numbers and of categories.
+"""Tables with numeric and categorical columns.
 
 Letters: B batch (rows of the table), M columns, D width.
 """
@@ -15,18 +15,18 @@ from perceivers.ops.tokens import Tokens, check_array, check_dtype, check_ids, c
 
 
 class Tabular(InputModule):
-    """Each column as one input: a number times a learned vector plus another, or a learned vector for each category.
+    """One input per column: a learned affine embedding of a number, or a learned embedding of a category.
 
     Source: Gorishniy et al., 2021, "Revisiting Deep Learning Models for Tabular Data", section 3.3.
 
     Args:
-        num_numeric: Columns of numbers.
-        categories: For each column of categories, how many there are.
-        dim: Width of the vectors, which is `num_channels`.
-        missing: "mask" leaves missing values out; "token" puts a vector in their place, one learned for each column.
+        num_numeric: Number of numeric columns.
+        categories: Number of categories of each categorical column.
+        dim: Width of the embeddings, which is `num_channels`.
+        missing: "mask" masks missing values; "token" replaces them by a learned vector per column.
 
     Raises:
-        ValueError: If an argument is out of range or there is no column; the message names it.
+        ValueError: If an argument is out of range or there are no columns.
     """
 
     def __init__(self, *, num_numeric: int = 0, categories: Sequence[int] = (), dim: int = 64, missing: str = "mask") -> None:
@@ -35,7 +35,7 @@ class Tabular(InputModule):
         self.categories = [an_int("categories", n) for n in a_list("categories", categories, "whole numbers")]
         columns = num_numeric + len(self.categories)
         if columns == 0:
-            raise ValueError("num_numeric=0 and categories=[] leave no column: give at least one")
+            raise ValueError("num_numeric=0 and categories=[] make a table without columns: give at least one")
         self.num_channels = an_int("dim", dim)
         self.missing = one_of("missing", missing, ("mask", "token"))
         if num_numeric:
@@ -53,16 +53,16 @@ class Tabular(InputModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new vectors: normal with deviation 1, cut at two, like those of token ids."""
+        """Re-initialise all embeddings from a normal distribution (std 1) truncated to [-2, 2], like those of token ids."""
         for parameter in self.parameters():
             nn.init.trunc_normal_(parameter)
 
     def forward(self, x: Mapping[str, Tensor], mask: Tensor | None = None) -> list[Tokens]:
-        """Makes one token group, the columns of numbers first.
+        """Return one token group, numeric columns first.
 
         Args:
-            x: `{"numeric": ..., "categorical": ...}`, each where there are such columns: numbers `[B, num_numeric]`,
-                floating point, NaN where missing, best standardised; categories `[B, len(categories)]`, integers, -1 where
+            x: `{"numeric": ..., "categorical": ...}`, with keys for the columns that exist: numbers `[B, num_numeric]`,
+                floating point, preferably standardised, NaN if missing; categories `[B, len(categories)]`, integer, -1 if
                 missing.
             mask: `[B, M]`, bool, True where a column may be attended to.
 
@@ -73,10 +73,10 @@ class Tabular(InputModule):
         names = [name for name, count in wanted.items() if count]
         if not isinstance(x, Mapping) or set(x) != set(names):
             got = f"has {sorted(map(str, x))}" if isinstance(x, Mapping) else f"is a {type(x).__name__}"
-            raise ValueError(f"x {got}, but a dict with exactly {names} is needed")
+            raise ValueError(f"x {got}, but a dict with exactly the keys {names} is needed")
         tokens, known, first = [], [], x[names[0]]
         batch = first.shape[0] if isinstance(first, Tensor) else len(first)
-        check_mask(mask, (batch, sum(wanted.values())), "[B, M], a column each")
+        check_mask(mask, (batch, sum(wanted.values())), "[B, M], one entry per column")
         if numeric := wanted["numeric"]:
             numbers = x["numeric"]
             check_array("x['numeric']", numbers, 2, f"[B, {numeric}]")
@@ -102,11 +102,19 @@ class Tabular(InputModule):
         content_BMD = torch.where(known_BM.unsqueeze(-1), content_BMD, self.missing_tokens)
         return [Tokens(content_BMD.mT, mask=mask)]
 
+    def example(self, batch_size: int = 1) -> dict[str, Tensor]:
+        """Return rows of zeros: `[batch_size, num_numeric]` and `[batch_size, len(categories)]`, int64."""
+        x = {
+            "numeric": self._zeros(batch_size, self.config["num_numeric"]),
+            "categorical": self._zeros(batch_size, len(self.categories), dtype=torch.int64),
+        }
+        return {name: columns for name, columns in x.items() if columns.shape[1]}
+
 
 def _check_columns(name: str, columns: Any, batch: int, count: int) -> None:
     if not isinstance(columns, Tensor) or tuple(columns.shape) != (batch, count):
         got = f"has shape {list(columns.shape)}" if isinstance(columns, Tensor) else f"is a {type(columns).__name__}"
-        raise ValueError(f"x[{name!r}] {got}, but [{batch}, {count}] is needed, one number a row and column")
+        raise ValueError(f"x[{name!r}] {got}, but [{batch}, {count}] is needed: [rows, columns]")
 
 
 def _present(known: Tensor, mask: Tensor | None, columns: slice) -> Tensor:

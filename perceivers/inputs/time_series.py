@@ -1,4 +1,4 @@
-"""Time series with any time stamps, missing values and several rates.
+"""Time series with irregular time stamps, missing values and several sampling rates.
 
 Letters: B batch, V variables, M time stamps.
 """
@@ -16,22 +16,22 @@ from perceivers.position import FourierFeatures
 
 
 class TimeSeries(InputModule):
-    """Each value that was measured as one input, with a learned code of its variable and Fourier features of its time.
+    """One input per measured value, with a learned embedding of its variable and Fourier features of its time.
 
-    What was not measured is no input, so nothing is imputed. A series is a set of variables with common time stamps; several
-    series, each at its own rate, are several token groups.
+    Missing values are masked, so nothing is imputed. A series is a set of variables that share their time stamps; several
+    series, each with its own sampling rate, give several token groups.
 
     Args:
-        num_variables: Variables of a series; a list for several series.
-        start: The time, in the unit of the time stamps, whose coordinate is -1.
-        stop: The time whose coordinate is 1.
-        resolution: Sampling rate, in samples from `start` to `stop`, whose half is the highest frequency.
-        variable_channels: Width of the learned codes.
-        num_bands: Frequencies of the features of time; 0 leaves the coordinate alone.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1.
+        num_variables: Number of variables of the series; a list for several series.
+        start: The time that has coordinate -1, in the unit of the time stamps.
+        stop: The time that has coordinate 1.
+        resolution: Sampling rate, in samples from `start` to `stop`; the highest frequency is half of it.
+        variable_channels: Width of the variable embeddings.
+        num_bands: Number of frequency bands of the time features; 0 keeps only the coordinate.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TimeSeries(InputModule):
         several = num_variables if isinstance(num_variables, Sequence) else [num_variables]
         self.num_variables = [an_int("num_variables", n) for n in several]
         if not self.num_variables:
-            raise ValueError("num_variables=[] must name at least one series")
+            raise ValueError("num_variables=[] must have at least one entry, the number of variables of a series")
         self.start, self.stop = float(start), float(stop)
         a_number("stop - start", self.stop - self.start)
         self.features = FourierFeatures.of(num_bands, resolution, frequency_base, [1])
@@ -66,17 +66,17 @@ class TimeSeries(InputModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new codes: normal with deviation 1, cut at two, like those of token ids."""
+        """Re-initialise the variable embeddings from a normal distribution (std 1) truncated to [-2, 2]."""
         nn.init.trunc_normal_(self.codes)
 
     def forward(self, x: Located | Sequence[Located], mask: Any = None) -> list[Tokens]:
-        """Makes one token group for each series.
+        """Return one token group per series.
 
         Args:
-            x: `Located(values, times)`: values `[B, V, M]`, floating point, NaN where a value is missing; times `[M]`, or
-                `[B, M]` where samples differ, in any order. For several series a list of these, one a series.
-            mask: `[B, V, M]` or `[B, M]`, bool, True where a value may be attended to; for several series a list with a mask
-                or `None` for each.
+            x: `Located(values, times)`: values `[B, V, M]`, floating point, NaN if missing; times `[M]`, or `[B, M]` if
+                samples differ, in any order. For several series, a list with one `Located` per series.
+            mask: `[B, V, M]` or `[B, M]`, bool, True where a value may be attended to; for several series, a list with a mask
+                or `None` per series.
 
         Raises:
             ValueError: If a shape, dtype or nesting does not fit.
@@ -88,9 +88,9 @@ class TimeSeries(InputModule):
             mask = [None] * count
         if not isinstance(x, list | tuple) or not all(isinstance(series, Located) for series in x) or len(x) != count:
             got = f"{len(x)} entries" if isinstance(x, list | tuple) else f"a {type(x).__name__}"
-            raise ValueError(f"x is {got}, but Located(values, times) is needed, a list of {count} for as many series")
+            raise ValueError(f"x is {got}, but Located(values, times) is needed, or a list of {count}, one per series")
         if not isinstance(mask, list | tuple) or len(mask) != count:
-            raise ValueError(f"mask is a {type(mask).__name__}, but a list of {count} is needed, one a series")
+            raise ValueError(f"mask is a {type(mask).__name__}, but a list of {count} is needed, one mask per series")
         codes = self.codes.split(self.num_variables)
         return [self._series(*each) for each in zip(x, mask, codes, strict=True)]
 
@@ -100,17 +100,17 @@ class TimeSeries(InputModule):
         check_dtype("x", values, self.dtype)
         batch, variables, stamps = values.shape
         if variables != len(codes):
-            raise ValueError(f"values have shape {list(values.shape)}, but num_variables says {len(codes)} (axis 1)")
+            raise ValueError(f"values have shape {list(values.shape)}, but num_variables={len(codes)} (axis 1)")
         if not isinstance(times, Tensor) or tuple(times.shape) not in ((stamps,), (batch, stamps)):
             got = f"have shape {list(times.shape)}" if isinstance(times, Tensor) else f"are a {type(times).__name__}"
-            raise ValueError(f"times {got}, but [{stamps}] or [{batch}, {stamps}] is needed, one for each of the values")
+            raise ValueError(f"times {got}, but [{stamps}] or [{batch}, {stamps}] is needed: one time per value")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             check_mask(mask, (batch, stamps), "[B, M]")
             mask = mask.unsqueeze(1).expand_as(values)
         check_mask(mask, values.shape, "[B, V, M] or [B, M]")
         seen = ~values.isnan() if mask is None else mask & ~values.isnan()
         coordinates = (times.double() - self.start) * (2 / (self.stop - self.start)) - 1
-        if times.ndim == 2:  # a time without a value may be anything
+        if times.ndim == 2:  # times without any value may be NaN
             coordinates = coordinates.masked_fill(~seen.any(1), 0)
         [table] = self.features.tables_at([coordinates], dtype=values.dtype)
         return Tokens(values.unsqueeze(1), Positions([codes, table]), seen)

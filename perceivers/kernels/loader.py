@@ -1,4 +1,4 @@
-"""Where the C kernel of `separable` is and what it uses here: told without PyTorch, which takes seconds to import."""
+"""Find and load the C kernel of `separable`, without PyTorch, which takes seconds to import."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 @cache
 def library() -> ctypes.CDLL | str:
-    """The kernel, or why there is none."""
+    """Return the kernel, or why there is none."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).parent / f"_separable{suffix}"
         if path.exists():
@@ -23,7 +23,7 @@ def library() -> ctypes.CDLL | str:
 
 
 def instruction_set() -> str | None:
-    """The path the kernel takes, or `None` where there is no kernel."""
+    """Return the instruction set that the kernel uses, or `None` if there is no kernel."""
     kernel = library()
     forced = os.environ.get("PERCEIVERS_INSTRUCTION_SET")
     if isinstance(kernel, str) or forced == "none":
@@ -38,7 +38,7 @@ def instruction_set() -> str | None:
 
 
 def description() -> str:
-    """What is used, and why, in words."""
+    """Return what is used, and why, in words."""
     kernel, name = library(), instruction_set()
     if isinstance(kernel, str):
         return f"separable uses PyTorch: no C kernel, {kernel}"

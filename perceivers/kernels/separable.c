@@ -1,7 +1,7 @@
 /* The separable cross-attention of separable.py for CPUs, forward and backward, in float32 and float64.
 
    Plain C and threads: no header of Python or PyTorch. Inputs come strip by strip, a strip being inputs that differ in the
-   last axis only, FOLD vectors of them at most. With the names of separable.py and of its `_Grid`:
+   last axis only, FOLD vectors of them at most. With the names of separable.py and of `Tile` in tiles.py:
 
        raw = sum_a T_a[i_a] + q . u                    S = raw rho (-inf where masked and behind the end of a row)
        forward:          A = exp(S - max),             sums over inputs of A, A rho, A rho u

@@ -7,6 +7,7 @@ Letters:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -15,29 +16,28 @@ from perceivers._checks import a_bool, a_probability, an_int, one_of
 from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.linear import Linear
 from perceivers.layers.norm import make_norm
-from perceivers.ops.cross_attention import CHOICES, cross_attention
-from perceivers.ops.cross_attention.call import Call
-from perceivers.ops.cross_attention.dense import attend
+from perceivers.layers.projections import key_value_projections, parameter_dtype
+from perceivers.ops.cross_attention import OpaqueProjections, choices, cross_attention
 from perceivers.ops.tokens import Tokens
 
 
 class GroupedCrossAttention(nn.Module):
     """Attention from latents to inputs, without norm of either, residual or feed-forward.
 
-    The heads of a group read the same keys and values (grouped-query attention, Ainslie et al. 2023, section 2.2), so that
-    to the operation they are one head with G times as many queries: every implementation takes them, and no key is
-    repeated. Normalised keys are no linear map of the inputs; they have to be made, and only fused attention is left.
+    The heads of a group attend to the same keys and values (grouped-query attention, Ainslie et al. 2023, section 2.2), so
+    to the operation they are one head with G times as many queries: every implementation can compute them, and no key is
+    repeated. Normalised keys are not a linear projection of the inputs; they have to be made, by "dense" or "reference".
 
     Args:
         dim: Width of the latents, D.
         kv_dim: Channels of an input, C.
         heads: Heads of queries, H * G.
-        kv_heads: Heads of keys and values, H, a divisor of `heads`; `None` for `heads`.
-        head_dim: Width of a head; `None` for `dim // heads`.
-        bias: Whether the four linear maps have a bias.
-        qk_norm: `None`, or the norm over the width of a head that queries and keys pass, "layer_norm" or "rms_norm"
-            (Dehghani et al. 2023, section 2); its weights are shared among heads.
-        norm_eps: Added to the variance in that norm; `None` for what is usual.
+        kv_heads: Heads of keys and values, H, a divisor of `heads`. Defaults to `heads`.
+        head_dim: Width of a head. Defaults to `dim // heads`.
+        bias: Whether the four linear layers have a bias.
+        qk_norm: The norm of queries and keys over the width of a head, "layer_norm" or "rms_norm" (Dehghani et al. 2023,
+            section 2), or `None`; its weights are shared among heads.
+        norm_eps: Added to the variance in that norm. Defaults to the usual value for the kind.
         dropout: Probability of dropping an attention weight in training.
 
     Raises:
@@ -75,29 +75,37 @@ class GroupedCrossAttention(nn.Module):
         self.k_norm = None if qk_norm is None else make_norm(qk_norm, head_dim, norm_eps)
 
     def forward(self, latents_BND: Tensor, inputs: Sequence[Tokens]) -> Tensor:
-        """Maps latents `[B, N, D]` and token groups that share one softmax to `[B, N, D]`.
+        """Attend from latents `[B, N, D]` to token groups that share one softmax; returns `[B, N, D]`.
 
         A sample with nothing to attend to gets zero before the output projection.
         """
         q_BHGNK = rearrange(self.to_q(latents_BND), "B N (H G K) -> B H G N K", H=self.kv_heads, K=self.head_dim)
-        out_BHQK = self._attend(q_BHGNK.flatten(2, 3), inputs, self.dropout if self.training else 0.0)
+        q_BHQK = q_BHGNK.flatten(2, 3)
+        out_BHQK = cross_attention(
+            q_BHQK if self.q_norm is None else self.q_norm(q_BHQK),
+            inputs,
+            **self._projections(),
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            implementation=self.attention_implementation,
+        )
         return self.to_out(rearrange(out_BHQK, "B H (G N) K -> B N (H G K)", N=latents_BND.shape[1]))
 
     def set_attention_implementation(self, name: str) -> None:
-        """Chooses how the attention is computed; with `qk_norm` only "auto" is possible."""
-        one_of("attention_implementation", name, CHOICES)
-        if self.k_norm is not None and name != "auto":
-            raise ValueError(
-                f"attention_implementation={name!r} cannot do this: qk_norm normalises keys after their projection; use 'auto'"
-            )
-        self.attention_implementation = name
+        """Set how the attention is computed: "auto", or a name; with `qk_norm` only implementations that make keys."""
+        self.attention_implementation = one_of("attention_implementation", name, choices())
 
-    def _attend(self, q_BHQK: Tensor, inputs: Sequence[Tokens], dropout_p: float) -> Tensor:
-        maps = (self.to_k.weight, self.to_k.bias, self.to_v.weight, self.to_v.bias)
-        if self.q_norm is None or self.k_norm is None:
-            how = self.attention_implementation
-            return cross_attention(q_BHQK, inputs, None, *maps, scale=self.scale, dropout_p=dropout_p, implementation=how)
-        call = Call(q_BHQK, inputs, None, *maps, self.scale, dropout_p)
-        k_BHMK, v_BHMK = call.keys_and_values(call.encoded())
-        q_BHQK, k_BHMK = self.q_norm(q_BHQK).to(v_BHMK.dtype), self.k_norm(k_BHMK).to(v_BHMK.dtype)
-        return attend(q_BHQK, k_BHMK, v_BHMK, call.mask(), scale=self.scale, dropout_p=dropout_p)[0]
+    def _projections(self) -> dict[str, Any]:
+        width = self.kv_heads * self.head_dim
+        if self.k_norm is None:
+            return key_value_projections(None, self.to_k, self.to_v, self.kv_heads, (width, width))
+        reason = "qk_norm normalises keys after their projection"
+        arguments: dict[str, Any] = dict.fromkeys(("norm", "w_k", "b_k", "w_v", "b_v"))
+        return arguments | {
+            "project": OpaqueProjections(self._normalised_keys, reason, width, width, parameter_dtype(self.to_k))
+        }
+
+    def _normalised_keys(self, x_BMC: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.k_norm is not None
+        k_BHMK, v_BHMK = (rearrange(to(x_BMC), "B M (H K) -> B H M K", H=self.kv_heads) for to in (self.to_k, self.to_v))
+        return self.k_norm(k_BHMK).to(v_BHMK.dtype), v_BHMK

@@ -1,4 +1,4 @@
-"""Attention among the elements of a set, through latents: linear in their number.
+"""Attention among the elements of a set through latents; the cost is linear in the number of elements.
 
 Letters: B batch, M elements of the set, D their width, N latents (the paper's inducing points).
 """
@@ -8,7 +8,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from perceivers._checks import an_int
-from perceivers.layers.block import CrossAttentionBlock, block_settings
+from perceivers.layers.block import BlockConfig, CrossAttentionBlock
 from perceivers.layers.checks import checked_inputs
 from perceivers.ops.tokens import Tokens
 
@@ -19,8 +19,8 @@ class InducedSetAttention(nn.Module):
         H = block(latents, X)        block(X, Y) = norm(Z + feed_forward(Z))
         out = block'(X, H)                        Z = norm(X + attention(X, Y))
 
-    Permuting the set permutes the result alike. Departure from the paper's code: attention has an output projection, as in
-    the paper's text, and its residual carries the un-projected stream.
+    Permuting the set permutes the result in the same way. Departure from the paper's code: attention has an output projection,
+    as in the paper's text, and the residual carries the stream that is not projected.
 
     ```python
     import torch
@@ -33,16 +33,16 @@ class InducedSetAttention(nn.Module):
     ```
 
     Args:
-        dim: Width of the elements, and of the latents, D.
+        dim: Width of the elements and of the latents, D.
         num_latent_tokens: Number of latents, N.
         heads: Number of heads.
-        head_dim: Width of a head; `None` for `dim // heads`.
-        pre_norm: Norms after the residuals (False, as published), or before the steps.
-        ff_dim: Hidden width of the feed-forwards; `None` for `dim`.
+        head_dim: Width of a head. Defaults to `dim // heads`.
+        pre_norm: Whether norms come before the steps, or after the residuals (False, as published).
+        ff_dim: Hidden width of the feed-forwards. Defaults to `dim`.
         activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
-        bias: Whether the linear maps of the attentions have a bias.
-        ff_dropout: Dropout of the feed-forwards.
-        attention_dropout: Dropout of the attention weights.
+        bias: Whether the linear layers of the attentions have a bias.
+        ff_dropout: Dropout probability of the feed-forwards.
+        attention_dropout: Dropout probability of the attention weights.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -63,35 +63,35 @@ class InducedSetAttention(nn.Module):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        settings = block_settings(
+        config = BlockConfig(
             dim=dim,
+            heads=heads,
+            head_dim=head_dim,
+            pre_norm=pre_norm,
             ff_dim=ff_dim,
             ff_dim_scale=1,
-            bias=bias,
-            pre_norm=pre_norm,
             activation=activation,
+            bias=bias,
             ff_dropout=ff_dropout,
             attention_dropout=attention_dropout,
         )
-        self.dim = settings["dim"]
+        an_int("ff_dim", config.hidden_dim)
+        self.dim = config.dim
         self.latents = nn.Parameter(torch.empty(an_int("num_latent_tokens", num_latent_tokens), self.dim))
-        self.read = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
-        self.write = CrossAttentionBlock(kv_dim=self.dim, heads=heads, head_dim=head_dim, **settings)
+        self.read = CrossAttentionBlock(config, kv_dim=self.dim)
+        self.write = CrossAttentionBlock(config, kv_dim=self.dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new latents: normal with standard deviation 0.02, cut at -2 and 2, as `Perceiver` does."""
+        """Initialise the latents from a normal distribution (std 0.02) truncated to [-2, 2], as in `Perceiver`."""
         nn.init.trunc_normal_(self.latents, std=0.02)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attends among the elements of each set.
+        """Return new elements, `[B, M, dim]`, zero where the mask is False.
 
         Args:
             inputs: `[B, M, dim]`, floating point.
-            mask: `[B, M]`, bool, True where there is an element. What lies under False, even NaN, has no effect.
-
-        Returns:
-            `[B, M, dim]`, zero where the mask is False.
+            mask: `[B, M]`, bool, True where there is an element; masked inputs have no effect, not even NaN.
 
         Raises:
             ValueError: If a shape or dtype does not fit.

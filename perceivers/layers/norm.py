@@ -3,11 +3,13 @@
 Letters: B batch, N tokens, D width of a token, E width of the condition.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers._checks import one_of
-from perceivers.layers.linear import Linear
+from perceivers.layers.linear import Linear, a_kind, why_touched
+from perceivers.ops.cross_attention import Norm
 
 NORMS = ("layer_norm", "rms_norm")
 
@@ -16,27 +18,45 @@ class RMSNorm(nn.RMSNorm):
     """`nn.RMSNorm` that computes in the dtype of its weights under autocast, as `nn.LayerNorm` does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[..., dim]` to `[..., dim]`."""
+        """Normalise `[..., dim]`."""
         return super().forward(x.to(self.weight.dtype))
 
 
 def make_norm(kind: str, dim: int, eps: float | None = None) -> nn.Module:
-    """Returns a layer norm, or an RMS norm (Zhang & Sennrich 2019), with the epsilon usual for it where it is `None`."""
+    """Return a layer norm or an RMS norm (Zhang & Sennrich 2019), by default with the usual epsilon (1e-5 or 1e-6)."""
     if one_of("norm", kind, NORMS) == "rms_norm":
         return RMSNorm(dim, eps=1e-6 if eps is None else eps)
     return nn.LayerNorm(dim, eps=1e-5 if eps is None else eps)
 
 
-class AdaptiveNorm(nn.Module):
-    """norm(x) * (1 + scale) + shift, where scale and shift are a linear map of a condition; without one, norm(x).
+def known_norm(name: str, norm: nn.Module | None) -> Norm | str | None:
+    """Return the parameters of a norm over the last axis, `None` for no norm, or why they are not known.
 
-    The map starts at zero, so that training starts from the plain norm (adaptive layer norm: Peebles & Xie 2023, section
+    Known are layer and RMS norms with weights and without hooks; all other modules have to be called.
+    """
+    if norm is None:
+        return None
+    forward = type(norm).forward
+    if (reason := why_touched(name, norm)) is not None:
+        return reason
+    if forward is nn.LayerNorm.forward and norm.weight is not None and norm.weight.ndim == 1:
+        return Norm(norm.weight, norm.bias, norm.eps)  # pyright: ignore[reportArgumentType]
+    if forward in (nn.RMSNorm.forward, RMSNorm.forward) and norm.weight is not None and norm.weight.ndim == 1:
+        eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
+        return Norm(norm.weight, None, eps, centred=False)  # pyright: ignore[reportArgumentType]
+    return f"{name} is {a_kind(norm)}"
+
+
+class AdaptiveNorm(nn.Module):
+    """norm(x) * (1 + scale) + shift, where scale and shift are a linear projection of a condition; without one, norm(x).
+
+    The projection starts at zero, so training starts from the plain norm (adaptive layer norm: Peebles & Xie 2023, section
     3.2; in a resampler: ELLA, Hu et al. 2024). Unlike there, the norm keeps its own weight and bias.
 
     Args:
         kind: "layer_norm" or "rms_norm".
         dim: Width of a token, D.
-        eps: Added to the variance; `None` for what is usual.
+        eps: Added to the variance. Defaults to the usual value for the kind.
         condition_dim: Width of the condition, E; `None` for a plain norm.
     """
 
@@ -48,7 +68,7 @@ class AdaptiveNorm(nn.Module):
             nn.init.zeros_(self.to_scale_and_shift.weight)
 
     def forward(self, x_BND: Tensor, condition_BE: Tensor | None = None) -> Tensor:
-        """Maps `[B, N, D]`, and `[B, E]` where there is a condition, to `[B, N, D]`."""
+        """Normalise `[B, N, D]`, with a condition `[B, E]` if the module has one."""
         x_BND = self.norm(x_BND)
         if self.to_scale_and_shift is None:
             return x_BND

@@ -1,4 +1,4 @@
-"""Attention pooling: learned queries read any number of features into one vector, or into several.
+"""Attention pooling: learned queries read any number of features into one or several vectors.
 
 Letters: B batch, M inputs, C channels of an input, N queries, D their width.
 """
@@ -15,13 +15,13 @@ from perceivers.ops.tokens import Tokens
 
 
 class Pooler(nn.Module):
-    """Pools features by attention.
+    """Attention pooling of features.
 
         y = attention(queries, norm(inputs))
         out = y + feed_forward(norm(y))
 
-    That is the head of SigLIP, whose encoder ends in the norm of the inputs (multi-head attention pooling: Zhai et al.
-    2022, "Scaling Vision Transformers", section 3.2). With `query_residual` it is Perceiver IO's decoder for a class
+    This is the head of SigLIP, whose encoder ends in the norm of the inputs (multi-head attention pooling: Zhai et al.
+    2022, "Scaling Vision Transformers", section 3.2). With `query_residual` it is Perceiver IO's decoder for classification
     (Jaegle et al. 2022, section 3.2): y = queries + attention(norm(queries), norm(inputs)).
 
     ```python
@@ -30,7 +30,7 @@ class Pooler(nn.Module):
 
     pooler = Pooler(dim=64, kv_dim=96, heads=4)
     features = torch.randn(2, 300, 96)
-    mask = torch.arange(300) < torch.tensor([[300], [200]])  # the second has 200 features; what lies behind has no effect
+    mask = torch.arange(300) < torch.tensor([[300], [200]])  # the second has 200 features; the others have no effect
     vector = pooler(features, mask)  # [2, 64]
 
     vectors = Pooler(dim=64, kv_dim=96, heads=4, num_queries=5)(features, mask)  # [2, 5, 64]
@@ -38,17 +38,17 @@ class Pooler(nn.Module):
 
     Args:
         dim: Width of queries and result, D.
-        kv_dim: Channels of an input, C; `None` for `dim`.
-        num_queries: Number of vectors to pool to; `None` for one, and a result without that axis.
+        kv_dim: Channels of an input, C. Defaults to `dim`.
+        num_queries: Number of pooled vectors; `None` for one, and a result without that axis.
         heads: Number of heads.
-        head_dim: Width of a head; `None` for `dim // heads`.
-        query_residual: Whether queries pass a norm and are added to what they read.
-        norm_inputs: Whether inputs pass a layer norm first; False for features whose encoder ends in one.
-        ff_dim: Hidden width of the feed-forward; `None` for `4 * dim`.
+        head_dim: Width of a head. Defaults to `dim // heads`.
+        query_residual: Whether queries are layer-normalised and added to what they read.
+        norm_inputs: Whether inputs are layer-normalised; False for features whose encoder ends in a norm.
+        ff_dim: Hidden width of the feed-forward. Defaults to `4 * dim`.
         activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
-        bias: Whether the linear maps of the attention have a bias.
-        ff_dropout: Dropout of the feed-forward.
-        attention_dropout: Dropout of the attention weights.
+        bias: Whether the linear layers of the attention have a bias.
+        ff_dropout: Dropout probability of the feed-forward.
+        attention_dropout: Dropout probability of the attention weights.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -95,19 +95,16 @@ class Pooler(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new queries: normal with standard deviation 0.02, cut at -2 and 2, as the latents of `Perceiver`."""
+        """Initialise the queries from a normal distribution (std 0.02) truncated to [-2, 2], as the latents of `Perceiver`."""
         nn.init.trunc_normal_(self.queries, std=0.02)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pools inputs.
+        """Return pooled vectors, `[B, dim]`, or `[B, num_queries, dim]` if `num_queries` is given.
 
         Args:
             inputs: `[B, M, kv_dim]`, floating point.
-            mask: `[B, M]`, bool, True where an input may be attended. What lies under False, even NaN, has no effect. A
-                sample with nothing to attend gets zero from the attention, before its output projection.
-
-        Returns:
-            `[B, dim]`, or `[B, num_queries, dim]` where that is given.
+            mask: `[B, M]`, bool, True where an input may be attended to; masked inputs have no effect, not even NaN.
+                For a sample with nothing to attend to, the attention is zero before its output projection.
 
         Raises:
             ValueError: If a shape or dtype does not fit.

@@ -1,14 +1,15 @@
-"""A latent resampler: any number of features in, a fixed number of tokens out, as used between an encoder and a larger model.
+"""A latent resampler maps any number of features to a fixed number of tokens, between an encoder and a larger model.
 
-The module of Flamingo (Alayrac et al. 2022, section 2.1: "Perceiver Resampler"), Idefics, IP-Adapter Plus and ELLA. A block is
+It is the module of Flamingo (Alayrac et al. 2022, section 2.1: "Perceiver Resampler"), Idefics, IP-Adapter Plus and ELLA.
+A block is
 
     latents = latents + attention(norm(latents), [norm(inputs), norm(latents)])
     latents = latents + feed_forward(norm(latents))
 
-`Resampler` is the module to use; above it stand its parts. Departures from Flamingo, all of them settings or one line outside:
+`Resampler` is the public module; the classes before it are its parts. Differences from Flamingo:
 
-- The feed-forward's activation is GELU, as in the public reimplementations; Flamingo squares a ReLU.
-- Flamingo adds a learned embedding to the features of each video frame: `num_embeddings`.
+- The activation of the feed-forward is GELU, as in the public reimplementations; Flamingo squares a ReLU.
+- The learned embedding that Flamingo adds to the features of each video frame is optional (`num_embeddings`).
 
 Letters:
     B  batch      N  latents                   M  inputs               E  width of the condition
@@ -35,7 +36,7 @@ from perceivers.pretrained import Pretrained
 
 
 class MeanPooledLatents(nn.Module):
-    """Makes latents from the mean of the inputs: norm, then a linear map (IP-Adapter Plus)."""
+    """Latents from the mean of the inputs, by a norm and a linear layer (IP-Adapter Plus)."""
 
     def __init__(self, *, num_latent_tokens: int, dim: int, kv_dim: int, norm: str, norm_eps: float | None) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class MeanPooledLatents(nn.Module):
         self.linear = Linear(kv_dim, num_latent_tokens * dim)
 
     def forward(self, inputs_BMC: Tensor, mask_BM: Tensor | None) -> Tensor:
-        """Maps inputs `[B, M, C]` to `[B, N, D]`; of a sample without any, their mean is zero."""
+        """Map inputs `[B, M, C]` to `[B, N, D]`; the mean of a sample without inputs is zero."""
         if mask_BM is None:
             mean_BC = inputs_BMC.mean(dim=1)
         else:
@@ -54,7 +55,7 @@ class MeanPooledLatents(nn.Module):
 
 
 class ResamplerBlock(nn.Module):
-    """Attention from latents to inputs, or to both, then feed-forward; `Resampler` documents the arguments."""
+    """Attention from latents to inputs, or to both, then feed-forward. `Resampler` documents the arguments."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class ResamplerBlock(nn.Module):
             self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=ff_dropout)
 
     def forward(self, latents_BND: Tensor, inputs_BMC: Tensor, mask_BM: Tensor | None, condition_BE: Tensor | None) -> Tensor:
-        """Returns new latents, `[B, N, D]`."""
+        """Return new latents, `[B, N, D]`."""
         queries_BND = self.attention_norm(latents_BND, condition_BE)
         read = [Tokens.of(self.inputs_norm(inputs_BMC, condition_BE), mask_BM)]
         if self.attend_latents:
@@ -107,18 +108,18 @@ class ResamplerBlock(nn.Module):
 
 
 class Resampler(Pretrained):
-    """Reads any number of features into `num_latent_tokens` tokens.
+    """Resampler of any number of features to `num_latent_tokens` tokens.
 
     ```python
     import torch
     from perceivers.layers import Resampler
 
     resampler = Resampler(dim=64, kv_dim=96, num_latent_tokens=16, depth=2, heads=4)
-    features = torch.randn(2, 300, 96)  # what an encoder says of two pictures
-    mask = torch.arange(300) < torch.tensor([[300], [200]])  # the second has 200 features; what lies behind has no effect
+    features = torch.randn(2, 300, 96)  # the features of two images
+    mask = torch.arange(300) < torch.tensor([[300], [200]])  # the second has 200 features; the others have no effect
     tokens = resampler(features, mask)  # [2, 16, 64]
 
-    # Grouped-query attention, RMS norms and gates of Idefics2; IP-Adapter Plus' latents from the mean; a time step's embedding
+    # Grouped-query attention, RMS norm and SwiGLU as in Idefics2, mean-pooled latents as in IP-Adapter Plus, and a condition
     resampler = Resampler(
         dim=64, heads=8, kv_heads=2, norm="rms_norm", activation="swiglu", num_latents_mean_pooled=4, condition_dim=32
     )
@@ -127,35 +128,35 @@ class Resampler(Pretrained):
 
     Args:
         dim: Width of the latents, D.
-        kv_dim: Channels of an input, C; `None` for `dim`. Where it differs and latents are attended to, a linear map
-            brings the inputs to `dim` first, for both share one projection to keys.
-        output_dim: Width of a token of the result; `None` for `dim`. Where it is given, a linear map makes it, before the
-            final norm (IP-Adapter Plus).
+        kv_dim: Channels of an input, C. Defaults to `dim`. If it differs and latents are attended to, a linear layer projects
+            the inputs to `dim` first, because both share one projection to keys.
+        output_dim: Width of an output token. If it is given, a linear layer comes before the final norm (IP-Adapter Plus).
+            Defaults to `dim`.
         num_latent_tokens: Number of learned latents.
-        num_latents_mean_pooled: Number of further latents, before those, made from the mean of the inputs.
+        num_latents_mean_pooled: Number of latents made from the mean of the inputs, which come before the learned ones.
         depth: Number of blocks.
         heads: Heads of queries.
-        kv_heads: Heads of keys and values, a divisor of `heads` (grouped-query attention); `None` for `heads`.
-        head_dim: Width of a head; `None` for `dim // heads`.
-        attend_latents: Whether keys and values come from inputs and latents under one softmax (Flamingo,
-            Idefics, IP-Adapter Plus, ELLA), or from inputs alone (Perceiver).
-        ff_dim: Hidden width of the feed-forward; `None` for `4 * dim`.
-        activation: "gelu" (exact), "gelu_tanh", "geglu", "relu", or "swiglu", whose linear maps have no bias.
+        kv_heads: Heads of keys and values, a divisor of `heads` (grouped-query attention). Defaults to `heads`.
+        head_dim: Width of a head. Defaults to `dim // heads`.
+        attend_latents: Whether keys and values come from inputs and latents, which share one softmax (Flamingo, Idefics,
+            IP-Adapter Plus, ELLA), or from inputs alone (Perceiver).
+        ff_dim: Hidden width of the feed-forward. Defaults to `4 * dim`.
+        activation: "gelu" (exact), "gelu_tanh", "geglu", "relu", or "swiglu", whose linear layers have no bias.
         norm: "layer_norm" (eps 1e-5) or "rms_norm" (eps 1e-6), for all norms.
-        norm_eps: Another eps for all norms.
-        qk_norm: Whether queries and keys pass such a norm, over the width of a head.
-        condition_dim: Width of a condition for all norms of the blocks, as of a diffusion time step's embedding; `None`
-            for none. Each becomes norm(x) * (1 + scale) + shift, see `AdaptiveNorm`.
-        final_norm: Whether the result passes a norm.
-        project_inputs: Whether inputs pass that linear map also where `kv_dim` is `dim` (IP-Adapter Plus).
-        num_embeddings: Number of learned embeddings, of which one is added to each input, such as that of its video frame
-            (Flamingo) or of its position; `None` for none. `forward` is told which.
-        bias: Whether the linear maps of the attention have a bias.
-        ff_dropout: Dropout of the feed-forward.
-        attention_dropout: Dropout of the attention weights.
+        norm_eps: Epsilon of all norms, instead of the default of `norm`.
+        qk_norm: Whether queries and keys are normalised over the width of a head.
+        condition_dim: Width of a condition of all norms in the blocks, such as the embedding of a diffusion time step; `None`
+            for no condition. Each norm becomes norm(x) * (1 + scale) + shift, see `AdaptiveNorm`.
+        final_norm: Whether the output tokens are normalised.
+        project_inputs: Whether the linear layer of `kv_dim` is used even if `kv_dim` is `dim` (IP-Adapter Plus).
+        num_embeddings: Number of learned embeddings, one of which is added to each input, such as that of its video frame
+            (Flamingo) or of its position; `None` for none. They are selected by `indices` in `forward`.
+        bias: Whether the linear layers of the attention have a bias.
+        ff_dropout: Dropout probability of the feed-forward.
+        attention_dropout: Dropout probability of the attention weights.
 
     Attributes:
-        config: All arguments, every default resolved, ready for JSON.
+        config: All arguments with their defaults resolved, ready for JSON.
 
     Raises:
         ValueError: If an argument is out of range or does not fit the others; the message names it.
@@ -237,7 +238,7 @@ class Resampler(Pretrained):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new latents and embeddings: normal with deviation 0.02, cut at -2 and 2, as `Perceiver` does."""
+        """Initialise latents and embeddings from a normal distribution (std 0.02) truncated to [-2, 2], as in `Perceiver`."""
         nn.init.trunc_normal_(self.latents, std=0.02)
         if self.embeddings is not None:
             nn.init.trunc_normal_(self.embeddings, std=0.02)
@@ -249,19 +250,16 @@ class Resampler(Pretrained):
         condition: Tensor | None = None,
         indices: Tensor | None = None,
     ) -> Tensor:
-        """Reads inputs into tokens.
+        """Return tokens, `[B, num_latents_mean_pooled + num_latent_tokens, output_dim]`.
 
         Args:
             inputs: `[B, M, kv_dim]`, floating point.
-            mask: `[B, M]`, bool, True where an input may be attended. What lies under False, even NaN, has no effect. A
-                sample with nothing to attend reads its latents alone, or with `attend_latents=False` nothing: its
+            mask: `[B, M]`, bool, True where an input may be attended to; masked inputs have no effect, not even NaN.
+                A sample with nothing to attend to reads its latents alone, or with `attend_latents=False` nothing: its
                 attention is zero before the output projection.
-            condition: `[B, condition_dim]`, where there is one.
-            indices: Which of the embeddings is added to each input, where there are any: integers below `num_embeddings`,
-                `[B, M]`.
-
-        Returns:
-            `[B, num_latents_mean_pooled + num_latent_tokens, output_dim]`.
+            condition: `[B, condition_dim]`, if the module was built with `condition_dim`.
+            indices: Index of the embedding that is added to each input, integers `[B, M]` below `num_embeddings`, if the
+                module was built with `num_embeddings`.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
@@ -281,13 +279,14 @@ class Resampler(Pretrained):
         return latents_BND if self.norm is None else self.norm(latents_BND)
 
     def set_attention_implementation(self, name: str) -> None:
-        """Chooses how attention is computed, at run time; parameters and results stay the same.
+        """Choose how attention is computed; parameters and results stay the same.
 
         Args:
-            name: "auto", or one of `perceivers.ops.cross_attention.IMPLEMENTATIONS`, which runs or raises.
+            name: "auto", or one of `perceivers.ops.cross_attention.IMPLEMENTATIONS`, which raises an error if it cannot
+                compute a call.
 
         Raises:
-            ValueError: If the name is unknown, or is not "auto" while `qk_norm` is on.
+            ValueError: If the name is unknown, or is not "auto" and `qk_norm` is set.
         """
         for block in self.blocks:
             cast(ResamplerBlock, block).attention.set_attention_implementation(name)
@@ -300,7 +299,7 @@ class Resampler(Pretrained):
         shape = list(inputs_BMC.shape[:2])
         if not isinstance(indices_BM, Tensor) or list(indices_BM.shape) != shape:
             given = list(indices_BM.shape) if isinstance(indices_BM, Tensor) else indices_BM
-            raise ValueError(f"indices has shape {given}, but {shape} is needed: [B, M], which embedding each input gets")
+            raise ValueError(f"indices has shape {given}, but {shape} is needed: [B, M], the embedding of each input")
         indices_BM = check_ids("indices", indices_BM, "[B, M]", 2, len(self.embeddings), "num_embeddings", mask_BM)
         return inputs_BMC + F.embedding(indices_BM, self.embeddings)
 

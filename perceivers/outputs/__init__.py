@@ -1,4 +1,4 @@
-"""Output modules of `PerceiverIO`: they make queries, and results of what the queries gather from the latents."""
+"""Output modules of `PerceiverIO`, which query the latents and convert the decoded queries to results."""
 
 from perceivers.outputs.base import Encoded, Output, QueryOutput
 from perceivers.outputs.given_queries import GivenQueries

@@ -1,4 +1,4 @@
-"""Some of the inputs of a token group, by their number: what queries that hold input features are made of."""
+"""Gather some inputs of a token group by their index, for queries that are made of the inputs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,17 +10,20 @@ from perceivers.ops.tokens import Tokens
 
 
 def unravel(rows: Tensor, axes: Sequence[int]) -> list[Tensor]:
-    """Takes numbers of a grid's elements, in row-major order, to their index on each axis."""
+    """Return the index along each axis of elements given by their flat, row-major index."""
     index = []
     for length in reversed(axes):
         above = rows // length
-        index.append(rows - above * length)  # ONNX has no remainder by a length that is not fixed
+        index.append(rows - above * length)  # ONNX cannot export a remainder by a symbolic length
         rows = above
     return index[::-1]
 
 
-def take(tokens: Tokens, rows: Tensor) -> Tokens:
-    """Returns the inputs with the numbers `rows`, `[O]` or `[B, O]`, as a group on one axis; the whole is not copied."""
+def gather_tokens(tokens: Tokens, rows: Tensor) -> Tokens:
+    """Return the inputs with the flat indices `rows`, `[O]` or `[B, O]`, as a group with one axis.
+
+    Only the gathered inputs are copied.
+    """
     rows = rows.expand(tokens.content.shape[0], -1)
     index = unravel(rows, tokens.content.shape[2:])
     batch = torch.arange(rows.shape[0], device=rows.device).unsqueeze(1)

@@ -1,7 +1,8 @@
-"""Outputs on a grid: pictures, video, sound (Perceiver IO, sections 3.2 and 4.3).
+"""Outputs on a grid: images, video, audio (Perceiver IO, sections 3.2 and 4.3).
 
-A query is the Fourier features of its position, or a learned vector, with the preprocessed input at that position before it
-where asked. A query is never made where it need not be: its token group has a table for each axis.
+A query consists of the Fourier features of its position, or of a learned vector, optionally after the preprocessed input at
+that position. The Fourier features of all queries are one table per axis, so that the array of queries is made only if the
+attention needs it.
 """
 
 from collections.abc import Sequence
@@ -19,28 +20,29 @@ from perceivers.position import FourierFeatures, by_kinds
 
 
 class Grid(QueryOutput):
-    """A result for each position of a grid, `[B, C, *axes]`, or for chosen ones, `[B, C, O]`.
+    """One result per position of a grid, `[B, C, *axes]`, or per chosen position, `[B, C, O]`.
 
     Args:
         axes: Lengths of the axes.
-        num_channels: C, channels of a result; `None` for decoded queries as they are.
-        patch: For each axis, how many results a query gives, side by side: `[16]` for sound decoded in patches of 16
-            samples. The result has the axes times these lengths; for chosen queries their patches are flattened into C.
-        num_bands: Frequencies of the position features of each axis.
-        resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for the lengths.
-        frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1, as published.
-        learned_channels: Width of learned queries in place of Fourier features.
-        feature_order: "axes" (coordinate, sines and cosines of the first axis, then of the next) or "kinds" (coordinates
-            of all axes, then sines, then cosines, as in DeepMind's code). It matters where weights come from there and
-            several modalities share them; elsewhere a permutation of the weights does the same.
-        sampled_positions: Where chosen queries lie: "grid", where the whole grid has them, or "left_aligned", at
-            -1 + 2 i / n, as in DeepMind's code, which so differs from its own grid.
-        content_channels: Channels of the preprocessed input, without positions, that each query starts with; 0 for none.
-        group: Which of the token groups that input is. Its axes must be these.
-        decoded_channels: Width of a decoded query, where it is not that of a query.
+        num_channels: C, the channels of a result; `None` returns decoded queries unchanged.
+        patch: Length per axis of the patch of results that one query decodes: `[16]` for audio decoded in patches of 16
+            samples. The result's axes are multiplied by these lengths; for chosen queries, patches are flattened into C.
+        num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
+        resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the axis
+            lengths.
+        frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
+        learned_channels: Width of learned queries, which replace the Fourier features; `None` for Fourier features.
+        feature_order: Order of the position features: "axes" (coordinate, sines and cosines of the first axis, then of the
+            next) or "kinds" (the coordinates of all axes, then all sines, then all cosines, as in DeepMind's code). Use
+            "kinds" for weights from that code that several modalities share; otherwise permuting the weights is equivalent.
+        sampled_positions: Coordinates of chosen queries: "grid", those of the whole grid, or "left_aligned", -1 + 2 i / n, as
+            in DeepMind's code, where they differ from those of its own grid.
+        content_channels: Channels of the preprocessed input, without positions, at the start of each query; 0 for none.
+        group: Index of the token group that provides this content. Its axes must equal `axes`.
+        decoded_channels: Width of a decoded query. Defaults to that of a query.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Grid(QueryOutput):
         lengths = [an_int("axes", n) for n in a_list("axes", axes, "whole numbers")]
         steps = [1] * len(lengths) if patch is None else [an_int("patch", n) for n in a_list("patch", patch, "whole numbers")]
         if not lengths or len(steps) != len(lengths):
-            raise ValueError(f"axes={lengths} and patch={steps} must have one entry each for every axis, and at least one")
+            raise ValueError(f"axes={lengths} and patch={steps} must have the same number of entries, at least one")
         positions = FourierFeatures.of(num_bands, resolution, frequency_base, lengths)
         width = positions.num_channels if learned_channels is None else an_int("learned_channels", learned_channels)
         super().__init__(
@@ -86,7 +88,7 @@ class Grid(QueryOutput):
         self.query = None if learned_channels is None else learned_queries(prod(lengths), learned_channels)
 
     def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
-        """Content, then position features."""
+        """Return the queries: content, if any, then position features or learned vectors."""
         batch, axes, latents = encoded.latents.shape[0], self.config["axes"], encoded.latents
         group = Tokens(latents.new_empty(batch, 0, *axes))
         if self.config["content_channels"] > 0:
@@ -108,7 +110,7 @@ class Grid(QueryOutput):
         return replace(group, positions=Positions(tables, starts=starts))
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
-        """Channels first; patches side by side."""
+        """Return the results with channels first and patches merged into the axes."""
         if axes is None:
             return results.transpose(1, 2)
         results = results.unflatten(1, list(axes))
@@ -121,11 +123,16 @@ class Grid(QueryOutput):
         return results.reshape(*results.shape[:2], *(length * step for length, step in zip(axes, self.patch, strict=True)))
 
     def _content(self, tokens: Tokens) -> Tokens:
-        """A group of the inputs without its positions."""
+        """Return the content of a token group of the inputs, without its positions."""
         if list(tokens.content.shape[2:]) != self.config["axes"]:
-            raise ValueError(f"axes={self.config['axes']}, but group {self.config['group']} of the inputs has others:"
-                             f" {list(tokens.content.shape[2:])}; their content cannot be at the same positions")  # fmt: skip
+            raise ValueError(
+                f"axes={self.config['axes']}, but group {self.config['group']} of the inputs has axes"
+                f" {list(tokens.content.shape[2:])}: they must be equal if queries contain the content of inputs"
+            )
         if tokens.content_width != self.config["content_channels"]:
-            raise ValueError(f"content_channels={self.config['content_channels']}, but the inputs have {tokens.content_width}")
+            raise ValueError(
+                f"content_channels={self.config['content_channels']}, but the content of the inputs has"
+                f" {tokens.content_width} channels"
+            )
         constant = None if tokens.constant is None else tokens.constant[: tokens.content_width]
         return replace(tokens, positions=None, constant=constant)

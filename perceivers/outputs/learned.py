@@ -1,4 +1,4 @@
-"""Outputs by learned queries: one for a class, one a task, or any number of them (Perceiver IO, section 3.2)."""
+"""Outputs with learned queries: one for classification, one per task, or any number (Perceiver IO, section 3.2)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from perceivers.outputs.base import Encoded, Output, QueryOutput, check_query_ma
 
 
 class LearnedQueries(QueryOutput):
-    """As many results as there are learned queries, `[B, num_queries, num_channels]`.
+    """One result per learned query, `[B, num_queries, num_channels]`.
 
     Args:
-        num_queries: O, the number of queries; `None` for one whose result has no axis of queries, `[B, num_channels]`.
+        num_queries: O, the number of queries; `None` for one query and a result without that axis, `[B, num_channels]`.
         dim: Q, the width of a query.
-        num_channels: C, the size of a result, such as a number of classes; `None` for decoded queries as they are.
-        decoded_channels: Width of a decoded query, where it is not `dim`.
+        num_channels: C, the channels of a result, such as the number of classes; `None` returns decoded queries unchanged.
+        decoded_channels: Width of a decoded query. Defaults to `dim`.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -40,29 +40,29 @@ class LearnedQueries(QueryOutput):
         self.query = learned_queries(self.num_queries or 1, dim)
 
     def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
-        """The learned table."""
+        """Return the learned queries."""
         return Tokens.of(self.query.expand(encoded.latents.shape[0], -1, -1))
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
-        """`[B, O, C]`, or `[B, C]` for one query."""
+        """Return `[B, O, C]`, or `[B, C]` if `num_queries` is `None`."""
         return results.squeeze(1) if self.num_queries is None else results
 
 
 class MultiTask(Output):
-    """A learned query and a linear map for each task: one model, many results (Perceiver IO, section 4.1: GLUE).
+    """A learned query and a linear head per task (Perceiver IO, section 4.1: GLUE).
 
     Args:
         dim: Q, the width of a query.
-        tasks: For each task, the size of its result.
+        tasks: Number of output channels of each task, by name.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, dim: int, tasks: Mapping[str, int]) -> None:
         super().__init__()
         if not isinstance(tasks, Mapping) or not tasks:
-            raise ValueError(f"tasks={tasks!r} must map at least one task's name to the size of its result")
+            raise ValueError(f"tasks={tasks!r} must be a dict from at least one task name to its number of channels")
         self.query_channels = self.decoded_channels = dim = an_int("dim", dim)
         self.config = {"dim": dim, "tasks": {name: an_int("tasks", size) for name, size in tasks.items()}}
         self.query = learned_queries(len(tasks), dim)
@@ -71,8 +71,8 @@ class MultiTask(Output):
     def forward(
         self, encoded: Encoded, *, indices: Any = None, query_mask: Any = None, chunk_size: int | None = None
     ) -> dict[str, Tensor]:
-        """Returns the result of each task, `[B, size]`."""
-        refuse_indices(indices, "each task has one query; take the results that are needed")
+        """Return the result of each task, `[B, channels]`, by name."""
+        refuse_indices(indices, "each task has one query; select from the results instead")
         batch = encoded.latents.shape[0]
         mask = None if query_mask is None else check_query_mask(query_mask, batch, len(self.query))
         decoded = encoded.attend(Tokens.of(self.query.expand(batch, -1, -1)), mask)

@@ -1,4 +1,4 @@
-"""Several outputs at once, each with its own queries, by one decoder (Perceiver IO, section 4.3: Kinetics autoencoding)."""
+"""Several outputs that share one decoder, each with its own queries (Perceiver IO, section 4.3: Kinetics autoencoding)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,18 +16,18 @@ from perceivers.outputs.base import Encoded, Output
 
 
 class Multimodal(Output):
-    """A dict of outputs whose queries get learned padding to a common width, which also tells the modalities apart.
+    """A dict of output modules. Learned padding brings their queries to a common width and identifies the modality.
 
-    Queries do not see one another, so the order of the modalities changes nothing but the order of the result.
+    Queries do not interact, so the order of the modalities only determines the order of the results.
 
     Args:
-        modalities: For each name an output module, or its description, as in `PerceiverIO`.
-        min_padding_size: The least width of the padding: queries are as wide as the widest modality's and this.
-        decoded_channels: Width that decoded queries of all modalities are mapped to before each modality's own map, which
-            must expect it (`decoded_channels` there); `None` for no such map.
+        modalities: An output module or its description, as in `PerceiverIO`, for each name.
+        min_padding_size: Minimum width of the padding. The common width is that of the widest modality's queries plus this.
+        decoded_channels: Width of a shared linear projection of decoded queries, before the head of each modality, whose own
+            `decoded_channels` must be equal; `None` for no projection.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
+        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Multimodal(Output):
     ) -> None:
         super().__init__()
         if not isinstance(modalities, Mapping) or not modalities:
-            raise ValueError(f"modalities={modalities!r} must be a dict of at least one name and output module")
+            raise ValueError(f"modalities={modalities!r} must be a dict with at least one name and output module")
         outputs = {name: Output.create(output) for name, output in modalities.items()}
         widths = {name: output.query_channels for name, output in outputs.items() if output.query_channels is not None}
         common = max(widths.values(), default=0) + an_int("min_padding_size", min_padding_size, 0)
@@ -48,7 +48,8 @@ class Multimodal(Output):
         for name, output in outputs.items():
             if output.decoded_channels not in (None, width):
                 raise ValueError(
-                    f"output {name!r} has decoded_channels={output.decoded_channels}, but {width} arrive: give it that many"
+                    f"output {name!r} has decoded_channels={output.decoded_channels}, but decoded queries have {width}"
+                    f" channels: give it decoded_channels={width}"
                 )
         self.config = {
             "modalities": {name: describe(output) for name, output in outputs.items()},
@@ -63,7 +64,7 @@ class Multimodal(Output):
         self.projection = None if decoded_channels is None else Linear(common, decoded_channels)
 
     def check(self, inputs: nn.Module, dim: int) -> None:
-        """Checks every modality."""
+        """Raise `ValueError` if the output of any modality does not fit."""
         for output in self.modalities.values():
             cast(Output, output).check(inputs, dim)
 
@@ -75,7 +76,7 @@ class Multimodal(Output):
         query_mask: Mapping[str, Tensor | None] | None = None,
         chunk_size: int | None = None,
     ) -> dict[str, Any]:
-        """Returns the result of each modality; `indices`, `query_mask` and given queries have entries for some of them."""
+        """Return the results by modality. `indices`, `query_mask` and queries are dicts with entries for some modalities."""
         named = (("indices", indices), ("query_mask", query_mask), ("queries", encoded.queries))
         indices, query_mask, queries = (self._by_name(*pair) for pair in named)
         results = {}

@@ -1,4 +1,4 @@
-"""A result for each input, whose query is the encoded input itself: optical flow, segmentation (Perceiver IO, section 4.2)."""
+"""One result per input, with the encoded inputs as queries: optical flow, segmentation (Perceiver IO, section 4.2)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from perceivers.outputs.base import Encoded, QueryOutput
 
 
 class InputQueries(QueryOutput):
-    """What outputs have in common whose queries are the encoded inputs, content and positions.
+    """Base class of outputs whose queries are the encoded inputs, content and positions.
 
     Args:
-        dim: Q, channels of an encoded input.
-        num_channels: C, the size of a result; `None` for decoded queries as they are.
-        group: Which of the token groups.
-        decoded_channels: Width of a decoded query, where it is not `dim`.
+        dim: Q, the channels of an encoded input.
+        num_channels: C, the channels of a result; `None` returns decoded queries unchanged.
+        group: Index of the token group that the queries are made of.
+        decoded_channels: Width of a decoded query. Defaults to `dim`.
     """
 
     def __init__(self, *, dim: int, num_channels: int | None, group: int, decoded_channels: int | None) -> None:
@@ -30,31 +30,32 @@ class InputQueries(QueryOutput):
         }
 
     def check(self, inputs: nn.Module, dim: int) -> None:
-        """Compares the width of an encoded input."""
+        """Raise `ValueError` unless encoded inputs have `dim` channels."""
         if self.query_channels != inputs.num_channels:
             raise ValueError(
-                f"{type(self).__name__} has dim={self.query_channels}, but the inputs have {inputs.num_channels} channels"
+                f"{type(self).__name__} has dim={self.query_channels}, but the inputs have num_channels={inputs.num_channels}:"
+                " make them equal"
             )
 
     def queries(self, encoded: Encoded, sampled: bool) -> Tokens:
-        """Encoded inputs."""
+        """Return the token group of the inputs."""
         return encoded.group(self.config["group"])
 
 
 class PerInput(InputQueries):
-    """Queries are the encoded inputs, content and positions; results lie where the inputs lie, `[B, C, *axes]`.
+    """One result per input, at the input's position, `[B, C, *axes]`. The queries are the encoded inputs.
 
-    The linear map to results starts at zero, as in DeepMind's flow model.
+    The weight of the head is initialised to zero, as in DeepMind's flow model.
 
     Args:
-        dim: Q, channels of an encoded input.
-        num_channels: C: 2 for optical flow, the number of classes for segmentation; `None` for decoded queries as they are.
-        divisor: Results are divided by it; 100 in the published flow model.
-        group: Which of the token groups.
-        decoded_channels: Width of a decoded query, where it is not `dim`.
+        dim: Q, the channels of an encoded input.
+        num_channels: C: 2 for optical flow, the number of classes for segmentation; `None` returns decoded queries unchanged.
+        divisor: Divisor of the results; 100 in the published flow model.
+        group: Index of the token group that the queries are made of.
+        decoded_channels: Width of a decoded query. Defaults to `dim`.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -72,31 +73,31 @@ class PerInput(InputQueries):
             nn.init.zeros_(self.head.weight)
 
     def results(self, decoded: Tensor, encoded: Encoded) -> Tensor:
-        """Results, divided."""
+        """Return the results of decoded queries, divided by `divisor`."""
         return super().results(decoded, encoded) / self.config["divisor"]
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
-        """Channels first."""
+        """Return the results with channels first: `[B, C, *axes]`, or `[B, C, O]`."""
         results = results.transpose(1, 2)
         return results if axes is None else results.unflatten(-1, list(axes))
 
 
 class PerToken(InputQueries):
-    """The same for texts and other sequences, results `[B, M, C]`: logits at each place, with the token there as the query.
+    """One result per token of a text or another sequence, `[B, M, C]`. The queries are the encoded tokens.
 
     Args:
-        dim: Q, channels of an encoded input.
-        num_channels: C, such as the size of a vocabulary; `None` for decoded queries as they are.
-        group: Which of the token groups.
-        decoded_channels: Width of a decoded query, where it is not `dim`.
+        dim: Q, the channels of an encoded input.
+        num_channels: C, such as the vocabulary size; `None` returns decoded queries unchanged.
+        group: Index of the token group that the queries are made of.
+        decoded_channels: Width of a decoded query. Defaults to `dim`.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, dim: int, num_channels: int | None, group: int = 0, decoded_channels: int | None = None) -> None:
         super().__init__(dim=dim, num_channels=num_channels, group=group, decoded_channels=decoded_channels)
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
-        """Positions before channels, as everyone has them."""
+        """Return the results unchanged, positions before channels."""
         return results

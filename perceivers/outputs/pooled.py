@@ -1,4 +1,4 @@
-"""The output of the first Perceiver: the mean of the latents, and a linear map."""
+"""The output of the original Perceiver: the mean of the latents and a linear head."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ class MeanPool(Output):
 
     Args:
         dim: Width of the latents.
-        num_channels: Size of the result; `None` for the mean itself.
-        final_norm: Whether the mean passes a layer norm.
+        num_channels: Channels of the result; `None` returns the mean itself.
+        final_norm: Whether to apply a layer norm to the mean.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, dim: int, num_channels: int | None = None, final_norm: bool = False) -> None:
@@ -35,17 +35,17 @@ class MeanPool(Output):
             nn.init.zeros_(self.head.weight)
 
     def check(self, inputs: nn.Module, dim: int) -> None:
-        """Compares the width of the latents."""
+        """Raise `ValueError` unless the latents have width `dim`."""
         if dim != self.config["dim"]:
             raise ValueError(f"MeanPool has dim={self.config['dim']}, but the latents have dim={dim}: make them equal")
 
     def forward(
         self, encoded: Encoded, *, indices: Any = None, query_mask: Any = None, chunk_size: int | None = None
     ) -> Tensor:
-        """Returns `[B, num_channels]`, or `[B, D]`."""
-        refuse_indices(indices, "the mean of the latents is one result")
+        """Return `[B, num_channels]`, or `[B, D]` without a head."""
+        refuse_indices(indices, "MeanPool has one result and no queries")
         if query_mask is not None:
-            raise ValueError("query_mask must be None: the mean of the latents has no queries")
+            raise ValueError("query_mask must be None: MeanPool has no queries")
         pooled = encoded.latents.mean(dim=1)
         pooled = pooled if self.norm is None else self.norm(pooled)
         return pooled if self.head is None else self.head(pooled)

@@ -1,8 +1,8 @@
 """Fourier features of positions (Perceiver, section 3.2 and appendix D).
 
-Per axis, with coordinate x in [-1, 1]: x, sin(pi f_1 x) ... sin(pi f_K x), cos(pi f_1 x) ... cos(pi f_K x). The bands f
-go up to resolution / 2, the Nyquist frequency of an axis sampled `resolution` times, spaced linearly from 1 (the published
-models) or geometrically from a base (the first version of the paper, and this library's default).
+For each axis with coordinate x in [-1, 1]: x, sin(pi f_1 x) ... sin(pi f_K x), cos(pi f_1 x) ... cos(pi f_K x). The
+frequency bands f go up to resolution / 2, the Nyquist frequency of an axis with `resolution` samples. They are spaced linearly
+from 1 (the published models) or geometrically from a base (the first version of the paper; the default of `Perceiver`).
 """
 
 import math
@@ -17,21 +17,22 @@ from torch.nn import functional as F
 
 from perceivers._checks import a_number, an_int, one_each
 
-MOST_BANDS = 2**16  # published models have up to 192; a file that says more was made to fill memory
+MOST_BANDS = 2**16  # published models have up to 192; a checkpoint that asks for more would exhaust memory
 
 
 @dataclass(frozen=True)
 class FourierFeatures:
-    """Makes the tables of position features of a grid, or of coordinates that are given.
+    """Fourier features of the positions on a grid, or of given coordinates.
 
     Attributes:
-        num_bands: K, the number of frequencies of each axis; 0 keeps the coordinate alone.
-        resolutions: For each axis, the sampling rate whose half is the highest frequency.
-        base: The lowest frequency of bands spaced geometrically; `None` for linear spacing from 1. One band is the lowest.
-        frequencies: For each axis, its K bands, lowest first.
+        num_bands: K, the number of frequency bands per axis; 0 keeps only the coordinate.
+        resolutions: Sampling rate of each axis; the highest frequency is half of it.
+        base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1. A single band has the lowest
+            frequency.
+        frequencies: The K frequencies of each axis, in ascending order.
 
     Raises:
-        ValueError: If half a resolution lies below the lowest frequency, or there are more than 65,536 bands.
+        ValueError: If half a resolution is less than the lowest frequency, or there are more than 65,536 bands.
     """
 
     num_bands: int
@@ -41,7 +42,7 @@ class FourierFeatures:
 
     def __post_init__(self) -> None:
         if self.num_bands > MOST_BANDS:
-            raise ValueError(f"num_bands={self.num_bands} is more than {MOST_BANDS:,}: give fewer")
+            raise ValueError(f"num_bands={self.num_bands} must be at most {MOST_BANDS:,}")
         for axis, resolution in enumerate(self.resolutions):
             if self.num_bands > 0 and resolution / 2 < self.lowest:
                 raise ValueError(
@@ -57,12 +58,12 @@ class FourierFeatures:
     def of(
         cls, num_bands: int, resolution: float | Sequence[float] | None, frequency_base: float | None, axes: Sequence[int]
     ) -> "FourierFeatures":
-        """Checks arguments as models and inputs name them.
+        """Return the features for the arguments of a model or input module, after checking them.
 
         Args:
             num_bands: K.
-            resolution: Sampling rate whose half is the highest frequency, one number or one an axis; `None` for `axes`.
-            frequency_base: Lowest frequency of bands spaced geometrically; `None` for linear spacing from 1.
+            resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to `axes`.
+            frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1.
             axes: Length of each axis.
 
         Raises:
@@ -82,56 +83,56 @@ class FourierFeatures:
 
     @property
     def num_channels(self) -> int:
-        """Channels of all axes together: A (1 + 2 K)."""
+        """Number of channels over all axes, A (1 + 2 K)."""
         return len(self.resolutions) * (1 + 2 * self.num_bands)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments of `of`, ready for JSON."""
+        """The arguments of `of` with defaults resolved, JSON-serialisable."""
         return {"num_bands": self.num_bands, "resolution": list(self.resolutions), "frequency_base": self.base}
 
     def tables(self, lengths: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-        """Makes the table of each axis, `[n_a, 1 + 2 K]`.
+        """Return one table `[n_a, 1 + 2 K]` per axis.
 
-        Coordinates span -1 to 1 whatever the length; the coordinate of an axis of length 1 is 0.
+        Coordinates span -1 to 1 for any length; an axis of length 1 has coordinate 0.
 
         Args:
             lengths: n_a of each axis.
-            dtype: float64 gives float64 tables, anything else float32: half precision cannot resolve high bands. Angles
-                are computed in float64 either way, so float32 tables are correctly rounded.
-            device: Where the tables are needed.
+            dtype: float64 gives float64 tables, any other dtype float32, because half precision cannot resolve high
+                frequencies. Angles are always computed in float64, so float32 tables are correctly rounded.
+            device: Device of the tables.
         """
         return self.tables_at([grid_coordinates(length, device=device) for length in lengths], dtype=dtype)
 
     def tables_at(self, coordinates: Sequence[Tensor], *, dtype: torch.dtype) -> list[Tensor]:
-        """Makes the table of each axis for coordinates that are given.
+        """Return one table per axis for given coordinates.
 
         Args:
-            coordinates: For each axis `[n_a]`, or `[B, n_a]` where samples differ. -1 to 1 is the range that bands are
-                meant for; half precision has too few digits for them.
+            coordinates: `[n_a]`, or `[B, n_a]` if samples differ, for each axis. The frequencies are meant for the range -1 to
+                1; half precision is too coarse for high ones.
             dtype: As in `tables`.
 
         Returns:
-            For each axis `[n_a, 1 + 2 K]` or `[B, n_a, 1 + 2 K]`.
+            `[n_a, 1 + 2 K]` or `[B, n_a, 1 + 2 K]` for each axis.
         """
         dtype = torch.float64 if dtype == torch.float64 else torch.float32
         return [self.at(axis, x).to(dtype) for axis, x in enumerate(coordinates)]
 
     def at(self, axis: int, coordinates: Tensor) -> Tensor:
-        """The features of coordinates `[...]` on one axis, `[..., 1 + 2 K]`, float64."""
+        """Return the features of coordinates `[...]` along one axis, `[..., 1 + 2 K]`, float64."""
         x = coordinates.double().unsqueeze(-1)
         angles = math.pi * x * torch.tensor(self.frequencies[axis], dtype=torch.float64, device=x.device)
         return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
 
 
 def by_kinds(tables: Sequence[Tensor]) -> list[Tensor]:
-    """Orders features as DeepMind's code does: coordinates of all axes, then all sines, then all cosines.
+    """Return tables in the feature order of DeepMind's code: coordinates of all axes, then all sines, then all cosines.
 
     Args:
-        tables: For each axis `[..., n_a, 1 + 2 K]`.
+        tables: `[..., n_a, 1 + 2 K]` for each axis.
 
     Returns:
-        For each axis `[..., n_a, A (1 + 2 K)]`, zero where other axes have their features: they are added, not concatenated.
+        `[..., n_a, A (1 + 2 K)]` for each axis, zero in the channels of other axes: these tables are added, not concatenated.
     """
     axes, bands = len(tables), tables[0].shape[-1] // 2
     spread = []
@@ -144,18 +145,18 @@ def by_kinds(tables: Sequence[Tensor]) -> list[Tensor]:
 
 
 def coordinates_of(index: Tensor, length: int) -> Tensor:
-    """The coordinates from -1 to 1 of elements of an axis, by their index, float64; that of an axis of length 1 is 0."""
-    # 2 i - (n - 1) over n - 1: exactly symmetric, and no branch on the length, which may be symbolic in an export.
+    """Return the coordinates from -1 to 1, float64, of elements of an axis given by their index; 0 if the length is 1."""
+    # (2 i - (n - 1)) / (n - 1) is exactly symmetric and does not branch on the length, which may be symbolic in an export.
     return (2 * index.double() - (length - 1)) / max(length - 1, 1)
 
 
 def grid_coordinates(length: int | Tensor, longest: int | None = None, *, device: torch.device | None = None) -> Tensor:
-    """Coordinates from -1 to 1 along an axis, float64; the coordinate of an axis of length 1 is 0.
+    """Return equally spaced coordinates from -1 to 1 along an axis, float64; 0 if the length is 1.
 
     Args:
-        length: The number of coordinates, or, where samples differ, an integer tensor `[B]` of theirs.
-        longest: Number of coordinates to make; those beyond `length` continue behind 1. `None` for `length`.
-        device: Where the result is needed.
+        length: Number of coordinates, or an integer tensor `[B]` if samples differ.
+        longest: Number of coordinates to return; those after the first `length` continue beyond 1. Defaults to `length`.
+        device: Device of the result, if `length` is an int.
 
     Returns:
         `[longest]`, or `[B, longest]`.
@@ -168,22 +169,22 @@ def grid_coordinates(length: int | Tensor, longest: int | None = None, *, device
 
 
 def crop_coordinates(start: Tensor, stop: Tensor, whole: int, length: int) -> Tensor:
-    """Coordinates of crops that keep those of the whole array, for one axis.
+    """Return the coordinates, along one axis, that crops have in the whole array.
 
-    A crop that is not resized has the coordinates that its elements have in the whole; one that is resized, `length`
-    coordinates in equal steps from its first element to its last.
+    The elements of a crop keep the coordinates they have in the whole array. A resized crop gets `length` equally spaced
+    coordinates from that of its first element to that of its last.
 
     Args:
-        start: Index of the first element of each crop, `[B]`, in elements of the whole.
-        stop: Index behind the last, `[B]`.
-        whole: Length of the whole axis, in elements.
+        start: Index of the first element of each crop in the whole array, `[B]`.
+        stop: Index after the last element, `[B]`.
+        whole: Length of the axis of the whole array.
         length: Number of coordinates of each crop.
 
     Returns:
-        `[B, length]`, float64, from -1 for the first element of the whole to 1 for the last.
+        `[B, length]`, float64, where -1 is the first element of the whole array and 1 the last.
 
     Raises:
-        ValueError: If a crop is empty or reaches outside.
+        ValueError: If a crop is empty or outside the array.
     """
     if not bool(((start >= 0) & (start < stop) & (stop <= whole)).all()):
         raise ValueError(

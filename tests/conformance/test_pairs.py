@@ -1,6 +1,6 @@
-"""Laws that any input with any output keeps: one suite over the pairs that make sense, with random shapes.
+"""The laws of all pairs of input and output modules that can be combined, with random shapes.
 
-Every parameter is drawn at random, in float64, and results must vary over the batch: a dead part would keep every law.
+All parameters are random float64, and results must vary over the batch: a module that ignores its input would keep every law.
 """
 
 import math
@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import PerceiverIO
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 DIM, CLASSES, VOCABULARY = 12, 3, 9
 draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
@@ -24,12 +23,12 @@ draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
 
 @dataclass
 class Source:
-    """One input module: its description, and data for it."""
+    """An input module's description, and data for it."""
 
     describe: Callable[[int, int], dict[str, Any]]
     data: Callable[[int, int, int], Any]  # batch, height, width
     masks: Callable[[int, int, int], Any] | None = None
-    hidden: Callable[[Any, Any], Any] | None = None  # data with rubbish where a mask is False
+    hidden: Callable[[Any, Any], Any] | None = None  # data with other values where a mask is False
 
 
 def rubbish(x: Tensor, mask: Tensor) -> Tensor:
@@ -198,7 +197,7 @@ def rows(x: Any, part: slice) -> Any:
 @sizes
 @few
 def test_masked_is_absent(source, sink, height, width, seed):
-    """What lies under False has no effect on a result or a gradient, not even NaN."""
+    """Values under False, including NaN, have no effect on results and gradients."""
     torch.manual_seed(seed)
     kind, model = SOURCES[source], build(source, sink, height, width)
     x, mask = kind.data(2, height, width), kind.masks(2, height, width)
@@ -252,7 +251,7 @@ def test_every_parameter_gets_a_gradient(source, sink):
         assert_varies(result)
     sum(result.square().sum() for result in out.values()).backward()
     without = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}
-    assert not {name for name in without if not name.endswith("to_k.bias")}  # that one cancels in the softmax
+    assert not {name for name in without if not name.endswith("to_k.bias")}  # it cancels in the softmax
 
 
 @pairs
@@ -262,4 +261,4 @@ def test_saved_and_loaded(source, sink, tmp_path):
     again = PerceiverIO.from_pretrained(tmp_path)
     x = kind.data(2, 3, 4)
     assert again.config == model.config
-    assert_same(again(x), model(x))  # up to rounding: loaded tensors lie elsewhere in memory
+    assert_same(again(x), model(x))  # up to rounding, which depends on the alignment of tensors in memory

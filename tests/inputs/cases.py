@@ -1,4 +1,7 @@
-"""One small module of each kind with data for it; the tests of this folder run over all of them."""
+"""A small module of each kind with data for it. The tests of this folder run over all of them.
+
+A new input module needs one entry in `CASES`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,10 +42,10 @@ class Case:
     mask_shape: tuple[int, ...]
     channels: int
     inputs: int
-    positions_only: bool = False  # the data are coordinates and nothing else
+    positions_only: bool = False  # the data are coordinates without values
 
     def mask(self) -> Tensor:
-        """About a third is False, and something in each sample is True and something False."""
+        """Return a random mask: about a third is False, and each sample has a True and a False entry."""
         mask = torch.rand(B, *self.mask_shape) > 0.35
         if self.mask_shape:
             flat = mask.flatten(1)
@@ -66,7 +69,7 @@ def _ids(most: int, *shape: int) -> Callable[[], Tensor]:
 
 CASES = {
     "signal": Case(lambda: Pixels(data_shape=[2, 9], num_bands=3), _floats(2, 9), (9,), 2 + 7, 9),
-    "picture": Case(lambda: Pixels(data_shape=[3, 5, 7], num_bands=3), _floats(3, 5, 7), (5, 7), 3 + 14, 35),
+    "image": Case(lambda: Pixels(data_shape=[3, 5, 7], num_bands=3), _floats(3, 5, 7), (5, 7), 3 + 14, 35),
     "video": Case(lambda: Pixels(data_shape=[1, 3, 4, 5], num_bands=2), _floats(1, 3, 4, 5), (3, 4, 5), 16, 60),
     "volumes": Case(lambda: Pixels(data_shape=[1, 2, 3, 2, 3], num_bands=1), _floats(1, 2, 3, 2, 3), (2, 3, 2, 3), 13, 36),
     "learned": Case(
@@ -175,12 +178,12 @@ CASES = {
 
 
 def multimodal(**kwargs: Any) -> Multimodal:
-    """Pictures with a linear map, sound, and labels: 26 + 2 channels."""
+    """Return a module for projected image patches, audio and labels with 19 + 2 channels."""
     names = {"image": "patches_linear", "audio": "waveform", "label": "labels"}
     return Multimodal(modalities={name: CASES[case].module() for name, case in names.items()}, **kwargs)
 
 
 def multimodal_data() -> dict[str, Any]:
-    """What `multimodal` takes."""
+    """Return data for `multimodal`."""
     names = {"image": "patches_linear", "audio": "waveform", "label": "labels"}
     return {name: CASES[case].data() for name, case in names.items()}

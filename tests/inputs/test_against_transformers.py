@@ -1,7 +1,7 @@
 """Input modules against transformers' preprocessors with the same random weights.
 
-Their positions are ordered coordinates, sines, cosines, each axis after axis. Their angles are float32, whose error grows with
-the frequency: resolutions here are low, so that 1e-6 can be asked for.
+Their position features are ordered by kind: coordinates of all axes, then sines, then cosines. Their angles are float32, whose
+error grows with the frequency; resolutions here are low enough for a tolerance of 1e-6.
 """
 
 import pytest
@@ -26,7 +26,7 @@ B = 2
 
 
 def columns(content: int, axes: int, bands: int) -> list[int]:
-    """For each of our columns of an encoded input, theirs."""
+    """Return the index of their channel for each of our channels of an encoded input."""
     order = list(range(content))
     for a in range(axes):
         sines = content + axes + a * bands
@@ -46,7 +46,7 @@ def image(peer, kwargs, **settings):
 
 
 def assert_same(ours, theirs, x, their_x, order):
-    """Compares encoded inputs, columns in our order."""
+    """Compare encoded inputs, with their channels in our order."""
     encoded = torch.cat([group.encoded() for group in ours.eval()(x)], dim=1)
     wanted = theirs(their_x)[0][..., order]
     assert_varies(encoded)
@@ -101,7 +101,7 @@ def test_conv(peer, size):
 
 @torch.no_grad()
 def test_conv_same_padding_is_symmetric_padding_moved_by_one_pixel():
-    """The published padding has a front of 2 where theirs has 3, and a pooling padded at the end where theirs is not."""
+    """The published code pads the start by 2 instead of 3, and also pads the pooling at the end."""
     ours = draw_parameters(ConvStem(data_shape=[3, 224, 224])).eval()
     symmetric = ConvStem(data_shape=[3, 224, 224], padding="symmetric").eval()
     symmetric.load_state_dict(ours.state_dict())
@@ -110,7 +110,7 @@ def test_conv_same_padding_is_symmetric_padding_moved_by_one_pixel():
     assert published.content.shape[2:] == (56, 56)
     assert shifted.content.shape[2:] == (55, 55)
     [moved] = symmetric(x.roll((-1, -1), (2, 3)))
-    # Inputs that see neither border are the same.
+    # Inputs whose receptive field lies within the image are equal.
     torch.testing.assert_close(published.content[..., 2:54, 2:54], moved.content[..., 2:54, 2:54])
 
 
@@ -128,7 +128,7 @@ def test_video_patches(peer, temporal):
 
 @torch.no_grad()
 def test_frame_pairs(peer):
-    """They take the 27 channels of each frame's patches ready made: a 3x3 window, channels together."""
+    """Their input is the 27 channels of each frame's 3x3 neighbourhoods, with channels varying fastest."""
     theirs = image(
         peer,
         {"fourier_position_encoding_kwargs": fourier(4, 6, 8)},

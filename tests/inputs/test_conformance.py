@@ -1,9 +1,8 @@
-"""Every input module by the same tests.
+"""The laws of all input modules.
 
-Broken on purpose, each seen to fail here or in the files beside this one: masks not applied to values that are mixed with
-neighbours, to coordinates, to ids; sines and cosines swapped; channels of patches in another order; padding of the stem
-turned round; bias, constant or padding left out; samples of a ragged batch placed on the longest one's grid; tables
-in half precision.
+Seen failing, here or in the other files of this folder: masks not applied to values that are mixed with neighbours, to
+coordinates, to ids; sines and cosines swapped; channels of patches in another order; padding of the stem reversed; bias,
+constant or padding omitted; samples of a ragged batch placed on the longest one's grid; tables in half precision.
 """
 
 import json
@@ -13,11 +12,10 @@ import pytest
 import torch
 from inputs.cases import CASES, B, multimodal, multimodal_data
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Located, Multimodal
 from perceivers.layers import CrossAttention
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,25 +23,25 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @pytest.fixture
 def float64():
-    """Everything that a test makes is float64."""
+    """Make float64 the default dtype."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 def make(case):
-    """The module in evaluation mode with everything in it random."""
+    """Return the module in evaluation mode with random parameters."""
     return draw_parameters(case.module()).eval()
 
 
 def encode(module, x, mask=None):
-    """All groups, one behind another, with their masks."""
+    """Return the concatenated encoded inputs of all groups, and their masks."""
     groups = module(x, mask)
     return torch.cat([g.encoded() for g in groups], 1), torch.cat([g.flat_mask() for g in groups], 1)
 
 
 def attention(module, implementation="reference"):
-    """A cross-attention to the module's inputs with everything in it random."""
+    """Return a cross-attention to the module's inputs with random parameters."""
     torch.manual_seed(1)
     layer = CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5)
     layer.set_attention_implementation(implementation)
@@ -51,7 +49,7 @@ def attention(module, implementation="reference"):
 
 
 def on_tensors(x, change):
-    """Applies a change to every tensor of the data."""
+    """Return the data with `change` applied to every tensor."""
     if isinstance(x, Located):
         return Located(*(on_tensors(part, change) for part in x))
     if isinstance(x, dict):
@@ -60,14 +58,14 @@ def on_tensors(x, change):
 
 
 def floats(x):
-    """The floating-point tensors of the data."""
+    """Return the floating-point tensors of the data."""
     found = []
     on_tensors(x, lambda t: found.append(t) if t.is_floating_point() else None)
     return found
 
 
 def spoil(x, mask):
-    """Other values where the mask is False: NaN, or ids that do not exist."""
+    """Return the data with NaN, or ids that are out of range, where the mask is False."""
     if isinstance(x, dict):  # columns of a table
         numeric, categorical = mask.split([3, 2], dim=1)
         return {"numeric": spoil(x["numeric"], numeric), "categorical": spoil(x["categorical"], categorical)}
@@ -99,7 +97,7 @@ def test_shape_and_config(case):
 
 
 @each
-def test_what_lies_under_false_has_no_effect(case):
+def test_masked_values_have_no_effect(case):
     module, x, mask = make(case), case.data(), case.mask()
     layer, latents = attention(module), torch.randn(B, 3, 8)
     seen = encode(module, x, mask)[1]
@@ -148,7 +146,7 @@ def test_gradients_reach_every_parameter(case):
 
 
 @each
-@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name != "reference"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 @pytest.mark.usefixtures("float64")
 def test_every_implementation_of_attention_agrees(case, implementation):
     module, x, latents = make(case), case.data(), torch.randn(B, 3, 8)
@@ -166,7 +164,7 @@ def test_every_implementation_of_attention_agrees(case, implementation):
 @each
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_half_precision(case, dtype):
-    """Values may be half precision; Fourier features of positions stay float32, exactly."""
+    """Values may be half precision; Fourier features of positions stay exactly those of float32."""
     module, x, mask = make(case), case.data(), case.mask()
     values = x._replace(values=x.values.to(dtype)) if isinstance(x, Located) and x.values is not None else x
     if not isinstance(x, Located):

@@ -1,4 +1,4 @@
-"""Several modalities: order, padding, masks, dropping."""
+"""Multimodal: order, padding, masks, and dropping of inputs and modalities."""
 
 import json
 import math
@@ -8,12 +8,11 @@ import pytest
 import torch
 from inputs.cases import B, multimodal, multimodal_data
 
-from accuracy import draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Labels, Located, Multimodal, Pixels, TimeSeries
-from perceivers.inputs.multimodal import replace_by
+from perceivers.inputs.multimodal import replace_inputs
 from perceivers.layers import CrossAttention
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 NAMES = ["audio", "image", "label"]
 
@@ -69,7 +68,7 @@ def test_no_padding_for_the_widest():
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 def test_masked_inputs_are_the_mask_vector(p, implementation):
-    """Every implementation, output and every gradient, against arrays in which inputs are replaced."""
+    """The output and all gradients equal those of arrays in which the inputs are replaced, in every implementation."""
     module = draw_parameters(multimodal(mask_probs={"image": p, "label": 0.0, "audio": p})).double().eval()
     x = {name: v.double() if v.is_floating_point() else v for name, v in multimodal_data().items()}
     plain = module.by_modality(x)
@@ -90,7 +89,7 @@ def test_masked_inputs_are_the_mask_vector(p, implementation):
         for name, [group] in module.by_modality(x).items():
             vector = module.mask_tokens[name]
             if ours:
-                groups.append(replace_by(group, vector, replaced[name].reshape(B, *group.content.shape[2:])))
+                groups.append(replace_inputs(group, vector, replaced[name].reshape(B, *group.content.shape[2:])))
             else:
                 whole = torch.where(replaced[name].unsqueeze(-1), vector, group.encoded())
                 groups.append(type(group).of(whole, group.mask))
@@ -104,7 +103,7 @@ def test_masked_inputs_are_the_mask_vector(p, implementation):
 
 
 def test_masking_counts():
-    """In evaluation, too, unless told otherwise."""
+    """Inputs are masked in evaluation, too, unless `mask_when` is "training"."""
     module, x = multimodal(mask_probs={"image": 0.3}), multimodal_data()
     x["image"] = torch.randn(500, 3, 6, 8)
     x |= {"audio": torch.randn(500, 1, 24), "label": torch.zeros(500, dtype=torch.long)}
@@ -134,7 +133,7 @@ def test_dropping_inputs():
 
 
 def test_dropping_modalities():
-    """Independently, but never all of them."""
+    """Modalities are dropped independently, but never all of a sample."""
     module = multimodal(drop_modality_probs={"image": 0.5, "audio": 0.5, "label": 0.5}).train()
     x = {"image": torch.randn(2000, 3, 6, 8), "audio": torch.randn(2000, 1, 24), "label": torch.zeros(2000, dtype=torch.long)}
     groups = module.by_modality(x)
@@ -142,7 +141,9 @@ def test_dropping_modalities():
     assert all(torch.equal(groups[n][0].flat_mask().all(1), groups[n][0].flat_mask().any(1)) for n in NAMES)
     counts = Counter(map(tuple, kept.tolist()))
     assert (False, False, False) not in counts
-    assert counts.pop((True, True, True)) == pytest.approx(500, abs=80)  # also those that would have lost all
+    assert counts.pop((True, True, True)) == pytest.approx(
+        500, abs=80
+    )  # including samples that would have lost all modalities
     assert len(counts) == 6
     assert all(count == pytest.approx(250, abs=60) for count in counts.values())
     assert module.eval().by_modality(x)["image"][0].mask is None
@@ -184,9 +185,9 @@ def test_masks_of_one_modality():
 
 def test_modalities_with_several_groups():
     series = TimeSeries(num_variables=[2, 1], start=0, stop=1, resolution=4, variable_channels=3, num_bands=2)
-    module = Multimodal(modalities={"sensors": series, "picture": Pixels(data_shape=[1, 4, 4], num_bands=1)})
+    module = Multimodal(modalities={"sensors": series, "image": Pixels(data_shape=[1, 4, 4], num_bands=1)})
     sensors = [Located(torch.randn(B, 2, 3), torch.rand(3)), Located(torch.randn(B, 1, 5), torch.rand(5))]
-    groups = module({"sensors": sensors, "picture": torch.randn(B, 1, 4, 4)})
+    groups = module({"sensors": sensors, "image": torch.randn(B, 1, 4, 4)})
     assert encoded(groups).shape == (B, 16 + 6 + 5, module.num_channels)
 
 

@@ -1,11 +1,11 @@
-"""Published input modules: channels of an encoded input, and parameters, to the last one."""
+"""Published input modules: channels of an encoded input, and the exact number of parameters."""
 
 import pytest
 import torch
 
 from perceivers.inputs import ConvStem, FramePairs, LearnedPixels, Multimodal, Pixels, Points, TokenIds
 
-PUBLISHED = {  # channels of an encoded input, inputs, and parameters of the input module
+PUBLISHED = {  # class, arguments, channels of an encoded input, parameters
     "imagenet_fourier": (Pixels, {"data_shape": [3, 224, 224]}, 261, 0),
     # 3 x 256 + 256, 50,176 x 256, 256 x 256 + 256
     "imagenet_learned": (LearnedPixels, {"data_shape": [3, 224, 224]}, 512, 12_911_872),

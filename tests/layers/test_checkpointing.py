@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same gradients from less memory."""
+"""Gradient checkpointing: the same gradients with less memory."""
 
 import subprocess
 import sys
@@ -31,9 +31,9 @@ def gradients(model, x, mask=None):
     torch.manual_seed(1)  # of dropout
     model.zero_grad()
     x = x.clone().requires_grad_()
-    said = model(x, mask)
-    said.square().sum().backward()
-    return [said, x.grad, *(parameter.grad for parameter in model.parameters())]
+    out = model(x, mask)
+    out.square().sum().backward()
+    return [out, x.grad, *(parameter.grad for parameter in model.parameters())]
 
 
 @pytest.mark.parametrize("make", [perceiver, perceiver_io])
@@ -52,13 +52,13 @@ def test_the_same_gradients(make, settings):
     for one, other in zip(wanted, found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
     model.eval()
-    with torch.no_grad():  # nothing is recomputed where nothing is kept
-        said = model(x, mask)
-    torch.testing.assert_close(said, model(x, mask).detach())
+    with torch.no_grad():  # nothing is recomputed, as nothing is stored
+        out = model(x, mask)
+    torch.testing.assert_close(out, model(x, mask).detach())
 
 
 def kept(model, x):
-    """Bytes that the forward pass keeps for the backward pass."""
+    """Bytes that the forward pass stores for the backward pass."""
     seen = {}
 
     def keep(tensor):
@@ -66,8 +66,8 @@ def kept(model, x):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        said = model(x)
-    said.sum().backward()
+        out = model(x)
+    out.sum().backward()
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     return sum(size for place, size in seen.items() if place not in own)
 
@@ -88,7 +88,7 @@ model = Perceiver(data_shape=[1, 8, 8], num_bands=2, num_classes=2, num_latent_t
 model.set_grad_checkpointing(sys.argv[1] == "on")
 model(torch.randn(1, 1, 2, 2)).sum().backward()  # what is imported and allocated once
 x = torch.randn(16, 1, 8, 8)
-peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])  # rusage has the parent's too
+peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])  # getrusage includes the parent
 before = peak()
 model(x).sum().backward()
 print(peak() - before)
@@ -96,7 +96,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what a process held at most")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports the peak memory of a process")
 def test_the_process_needs_less_memory():
     off, on = (
         int(subprocess.run([sys.executable, "-c", SCRIPT, how], check=True, capture_output=True, text=True).stdout)

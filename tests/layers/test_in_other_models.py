@@ -1,4 +1,4 @@
-"""What the modules made for other people's models share: laws, errors, running compiled or elsewhere, their examples."""
+"""What the modules for other models share: laws, errors, running compiled or elsewhere, their examples."""
 
 import ast
 import copy
@@ -43,7 +43,7 @@ def build(name, dtype=torch.float64):
 
 
 def arguments(module, batch=3, length=17, dtype=torch.float64):
-    """Inputs, a mask, and a condition where the module takes one."""
+    """Inputs, a mask, and a condition if the module takes one."""
     mask = torch.rand(batch, length) > 0.4
     mask[:, 3] = True
     condition = (torch.randn(batch, CONDITION, dtype=dtype),) if getattr(module, "condition_dim", None) else ()
@@ -195,7 +195,7 @@ def test_dropouts_act_in_training_only(make, setting):
 
 @pytest.mark.parametrize("module", [Resampler, Pooler, InducedSetAttention], ids=lambda m: m.__name__)
 def test_example_of_the_docstring(module):
-    """It runs, and where a line ends in a shape, it makes that shape."""
+    """It runs, and a line that ends in a shape makes that shape."""
     code = textwrap.dedent(re.search(r"```python\n(.*?)```", module.__doc__, re.DOTALL)[1])
     lines, names, shapes = code.splitlines(), {}, 0
     for statement in ast.parse(code).body:

@@ -101,7 +101,7 @@ def test_a_condition_starts_without_effect():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_mean_pooled_latents_written_out(masked):
-    """IP-Adapter Plus: norm and linear map of the mean of the (projected) inputs, put before the learned latents."""
+    """IP-Adapter Plus: norm and linear layer of the mean of the (projected) inputs, before the learned latents."""
     resampler = build(num_latents_mean_pooled=3)
     x, mask, weights = array(2, 11, 10), torch.rand(2, 11) > 0.4, resampler.state_dict()
     mask = mask if masked else torch.ones_like(mask)
@@ -221,7 +221,7 @@ def test_settings():
 
 
 def test_projections_written_out():
-    """Of inputs also where their width is that of the latents, of the result before its norm; an eps that is given is used."""
+    """Of inputs even if they are as wide as the latents, and of the result before its norm; all norms have `norm_eps`."""
     resampler = build(kv_dim=12, project_inputs=True, output_dim=7, depth=1, norm_eps=0.5)
     x = array(2, 11, 12)
     inner, outer = resampler.project_inputs, resampler.project_outputs
@@ -252,7 +252,7 @@ def test_embeddings_are_added_to_the_inputs():
         (
             {"num_embeddings": 4},
             None,
-            "indices has shape None, but [2, 11] is needed: [B, M], which embedding each input gets",
+            "indices has shape None, but [2, 11] is needed: [B, M], the embedding of each input",
         ),
         ({"num_embeddings": 4}, torch.zeros(2, 1).long(), "indices has shape [2, 1], but [2, 11] is needed"),
         ({"num_embeddings": 4}, torch.zeros(2, 11), "indices is torch.float32 of shape [2, 11], but an integer tensor"),

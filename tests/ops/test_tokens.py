@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, cross_attention
+from accuracy import IMPLEMENTATIONS
+from perceivers.ops.cross_attention import cross_attention
 from perceivers.ops.tokens import Positions, Tokens
 
 
 @pytest.mark.parametrize("width", [2, 7, 10])
 def test_constants_of_any_width(width):
-    """The bias of a linear map is as wide as the content alone; a modality's code is wider than everything."""
+    """The bias of a linear layer is as wide as the content alone; a modality's code is wider than everything."""
     content, table, constant = torch.randn(2, 3, 5), torch.randn(5, 4), torch.randn(width)
     tokens = Tokens(content, Positions([table]), constant=constant)
     wanted = torch.zeros(2, 5, max(7, width))

@@ -1,6 +1,7 @@
 """Fourier features against the formula of the paper."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -110,3 +111,11 @@ def test_crop_coordinates():
     assert ours[1].tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert ours[2].tolist() == [0.5] * 5
     assert crop_coordinates(torch.tensor([0]), torch.tensor([1]), 1, 1).tolist() == [[0]]
+
+
+def test_crops_outside_the_array():
+    for start, stop in [(-1, 3), (2, 2), (5, 9)]:
+        with pytest.raises(
+            ValueError, match=re.escape(f"start=[{start}], stop=[{stop}] must satisfy 0 <= start < stop <= whole=8")
+        ):
+            crop_coordinates(torch.tensor([start]), torch.tensor([stop]), 8, 4)

@@ -1,4 +1,4 @@
-"""The usual way, done well: encode, normalise, project, and call the framework's fused attention. The baseline of all ratios.
+"""The standard algorithm: encode, normalise, project, and call PyTorch's fused attention. The baseline of all ratios.
 
 Letters: B batch, H heads, N queries, M inputs, C channels, K width of queries and keys, V of values.
 """
@@ -8,27 +8,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.cross_attention.cost import Cost, Sizes
+from perceivers.ops.cross_attention.implementation import Implementation
 from perceivers.ops.linear import linear
 
 FEW_PAIRS = 1 << 21  # of queries and inputs: 8 MB of scores
+EXPONENTIAL = 60  # work of one in fused attention, with its running maximum and sum
+CALL = 5e6  # work of the small operations, whatever the sizes
 
 
 def run(call: Call) -> Tensor:
-    """Makes the whole encoded array, its keys and its values; scores stay inside the fused kernel, unless they are few."""
-    k_BHMK, v_BHMV = call.once("keys and values", lambda: call.keys_and_values(call.encoded()))
-    q_BHNK = call.q_BHNK.to(k_BHMK.dtype)
-    return attend(q_BHNK, k_BHMK, v_BHMV, call.mask(), scale=call.scale, dropout_p=call.dropout_p)[0]
+    """Make the whole encoded array, its keys and its values; scores stay inside the fused kernel, unless they are few."""
+    q_BHNK = call.q_BHNK
+    k_BHMK, v_BHMV = call.keys_and_values()
+    return attend(q_BHNK.to(k_BHMK.dtype), k_BHMK, v_BHMV, call.mask(), scale=call.scale, dropout_p=call.dropout_p)[0]
 
 
 def why_not(call: Call) -> str | None:
-    """Does everything."""
+    """Return `None`: it computes every call."""
     return None
+
+
+def cost(call: Call) -> Cost:
+    """Return the cost of projecting all inputs, and of two products per pair."""
+    sizes = Sizes.of(call)
+    flops = sizes.projecting + sizes.keys_and_values + 2 * sizes.widths * sizes.queries * sizes.inputs
+    held = sizes.inputs * (sizes.channels + sizes.widths)
+    return Cost(flops, sizes.pairs, held, work=CALL + flops + EXPONENTIAL * sizes.pairs)
 
 
 def attend(
     q_BHNK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, mask_BM: Tensor | None, *, scale: float, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
-    """Fused attention; zeros where nothing may be attended.
+    """Compute fused attention; zeros for samples with nothing to attend to.
 
     Returns:
         `[B, H, N, V]`, and the sum of each sample's weights: `[B, 1, 1, 1]` of ones and zeros, or `None` without a mask.
@@ -38,7 +50,7 @@ def attend(
         a_NM = linear(scale * q_BHNK[0, 0], k_BHMK[0, 0]).softmax(-1)
         return linear(a_NM, v_BHMV[0, 0].mT)[None, None], None
     if mask_BM is not None:
-        # What a fully masked row gives differs between kernels and versions (NaN, zero, mean): attend to all, then clear.
+        # The result of a fully masked row differs between kernels and versions (NaN, zero, mean): attend to all, then clear.
         anything_B111 = mask_BM.any(-1)[:, None, None, None]
         mask_BM = mask_BM[:, None, None, :] | ~anything_B111
     q_BHNK, k_BHMK, v_BHMV = _pad_to_fused(q_BHNK, k_BHMK, v_BHMV)
@@ -51,9 +63,9 @@ def attend(
 
 
 def _few_pairs(q_BHNK: Tensor, k_BHMK: Tensor) -> bool:
-    """Whether products and softmax are faster one after another: where scores are few, and of one head.
+    """Return True if products and softmax as separate operations are faster: if scores are few, and of one head.
 
-    Fused attention on CPUs makes the gradients of a head in one thread, and its products are PyTorch's own (see `linear`).
+    Fused attention on CPUs computes the gradients of a head in one thread, and does not multiply by oneDNN (see `linear`).
     """
     (samples, heads, queries, _), inputs = q_BHNK.shape, k_BHMK.shape[2]
     wide = q_BHNK.device.type == "cpu" and q_BHNK.dtype.itemsize >= 4  # scores of half precision would lose digits
@@ -61,11 +73,14 @@ def _few_pairs(q_BHNK: Tensor, k_BHMK: Tensor) -> bool:
 
 
 def _pad_to_fused(*tensors: Tensor) -> list[Tensor]:
-    """Zero-pads queries, keys and values to a width that fused kernels take; otherwise they materialise all N x M scores.
+    """Zero-pad queries, keys and values to a width that fused kernels accept; otherwise all N x M scores are materialised.
 
-    They want K = V, and on GPUs a multiple of 8. Zeros add nothing to a score, and the padding of the values is cut off.
+    They need K = V, and on GPUs a multiple of 8. Zeros add nothing to a score, and the padding of the values is cut off.
     """
     width = max(tensor.shape[-1] for tensor in tensors)
     if tensors[0].device.type != "cpu":
         width = -(-width // 8) * 8
     return [F.pad(tensor, (0, width - tensor.shape[-1])) if tensor.shape[-1] < width else tensor for tensor in tensors]
+
+
+DENSE = Implementation("dense", run, why_not, cost)

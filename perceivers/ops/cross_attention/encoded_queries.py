@@ -1,13 +1,13 @@
 """The other direction: many encoded queries attend to few inputs, as the dense outputs of Perceiver IO do.
 
-A query is made of a token group too, q_m = W_q norm(x_m) + b_q for each position m of a picture, and x_m is a sum of a few
-rows (`factored`). So the rows are multiplied by the keys instead: with the norm folded into k~_n = scale W_q^T k_n,
+A query is made of a token group too, q_m = W_q norm(x_m) + b_q for each position m of an image, and x_m is a sum of a few rows
+(`factored`). So the rows are multiplied by the keys instead: with the norm folded into k~_n = scale W_q^T k_n,
 
     S_nm = rho_m (T_1[n, i_1(m)] + ... + T_A[n, i_A(m)] + k_u,n . u_m) + c_n          c_n = scale k_n . (W_q beta + b_q)
 
 where c_n differs between keys and stays. Neither encoded queries nor projected ones are made, and half of the products of a
-pair are gone; the other half, with the values, remains. It is exact; what has queries and inputs is one operator,
-`perceivers::encoded_queries`, forward and backward written out, which holds a tile of scores at a time.
+pair are saved; the other half, with the values, remains. It is exact; what has queries and inputs is one operator,
+`perceivers::encoded_queries`, with forward and backward written out, which holds a tile of scores at a time.
 
 Letters: B batch, H heads, M queries (on a grid), N inputs, Q = H N, C channels of an encoded query, U of its content, A axes,
 S rows of all tables and channels of content, K width of queries and keys, V of values.
@@ -15,99 +15,104 @@ S rows of all tables and channels of content, K width of queries and keys, V of 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from perceivers.ops.cross_attention.call import Call, Norm
-from perceivers.ops.cross_attention.cost import unmeasured
+from perceivers.ops.cross_attention import tiles
+from perceivers.ops.cross_attention.call import Call, FoldedKeys
+from perceivers.ops.cross_attention.cost import Cost, Sizes
+from perceivers.ops.cross_attention.dense import CALL
 from perceivers.ops.cross_attention.factored import inverse_deviations, project
-from perceivers.ops.cross_attention.separable import TILE, Inputs, add, pick, slabs
-from perceivers.ops.linear import linear
+from perceivers.ops.cross_attention.implementation import Implementation
+from perceivers.ops.cross_attention.queries import EncodedQueries, OpaqueQueryProjection, QueryProjection
+from perceivers.ops.cross_attention.tiles import Tile, add_to_rows, gather_rows, split
 from perceivers.ops.operator import operator
-from perceivers.ops.tokens import Tokens
-
-PASSES, GATHER = 140, 165  # of a pair, as FLOPs of a matrix product, beside those of fused attention; an axis of a list
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedQueries:
-    """Queries before their norm and projection.
-
-    Attributes:
-        tokens: What they are made of.
-        norm: Normalisation of the encoded array, or `None`.
-        w_q: Projection to queries, `[H * K, C]`.
-        b_q: Its bias, `[H * K]`, or `None`.
-        heads: H.
-    """
-
-    tokens: Tokens
-    norm: Norm | None
-    w_q: Tensor
-    b_q: Tensor | None
-    heads: int
-
-    def projected(self) -> Tensor:
-        """The queries themselves, `[B, H, M, K]`."""
-        x_BMC = self.tokens.encoded().to(self.w_q.dtype)
-        x_BMC = x_BMC if self.norm is None else self.norm(x_BMC)
-        return linear(x_BMC, self.w_q, self.b_q).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def keys(self, k_BHNK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """k~ with the norm's weight and centring inside, `[B, Q, C]`, and c, `[B, Q]`."""
-        bias_D = self.w_q.new_zeros(len(self.w_q)) if self.b_q is None else self.b_q
-        if self.norm is not None and self.norm.bias is not None:
-            bias_D = bias_D + self.w_q @ self.norm.bias
-        k_BHNC = scale * (k_BHNK @ self.w_q.unflatten(0, (self.heads, -1)))
-        if self.norm is not None:
-            k_BHNC = k_BHNC * self.norm.weight
-            k_BHNC = k_BHNC - k_BHNC.mean(-1, keepdim=True) if self.norm.centred else k_BHNC
-        c_BHN = scale * (k_BHNK @ bias_D.unflatten(0, (self.heads, -1, 1))).squeeze(-1)
-        return k_BHNC.flatten(1, 2), c_BHN.flatten(1, 2)
-
-
-def pays(queries: EncodedQueries, call: Call) -> bool:
-    """Whether `run` can be used, and is cheaper than projecting the queries as far as was measured: on CPUs in float32."""
-    tokens, channels = queries.tokens, queries.w_q.shape[1]
-    if unmeasured(call) is not None or torch.compiler.is_compiling() or call.dropout_p > 0 or call.mask() is not None:
-        return False
-    if len(tokens.tables) < 2 or any(table.ndim > 2 for table in tokens.tables):
-        return False
-    width, rows = len(queries.w_q) // queries.heads, tokens.content.shape[1] + sum(t.shape[-2] for t in tokens.tables)
-    passes, keys = PASSES + (0 if tokens.index is None else GATHER * len(tokens.tables)), call.num_inputs
-    projected = tokens.num_inputs * width * 2 * (channels + keys)
-    ours = keys * (tokens.num_inputs * (2 * tokens.content.shape[1] + passes) + 2 * channels * (width + rows))
-    return ours < projected
-
-
-def run(queries: EncodedQueries, call: Call) -> Tensor:
-    """Attends from encoded queries to inputs, all of which may be attended; `[B, H, M, V]`."""
-    k_BHNK, v_BHNV = call.once("keys and values", lambda: call.keys_and_values(call.encoded()))
-    k_BQC, c_BQ = call.once(("folded keys", queries.w_q), lambda: queries.keys(k_BHNK, call.scale))
+def run(call: Call) -> Tensor:
+    """Attend from encoded queries to inputs, all of which may be attended to; `[B, H, M, V]`."""
+    queries, projection = _known(call)
+    k_BHNK, v_BHNV = call.keys_and_values()
+    folded = call.shared.folded_keys
+    if folded is None or folded.w_q is not projection.w_q:
+        folded = call.shared.folded_keys = _fold(projection, k_BHNK, call.scale)
     tokens, dtype = queries.tokens, v_BHNV.dtype
     content = tokens.visible_content().to(dtype)
-    rho = inverse_deviations(tokens, content, queries.norm, dtype).expand(len(content), *content.shape[2:])
-    p_BQS = project(tokens, k_BQC)
+    rho = inverse_deviations(tokens, content, projection.norm, dtype).expand(len(content), *content.shape[2:])
+    p_BQS = project(tokens, folded.k_BQC)
     lengths = [table.shape[-2] for table in tokens.tables]
-    return encoded_queries(p_BQS, c_BQ, v_BHNV, content, rho, tokens.index, lengths)[0]
+    return encoded_queries(p_BQS, folded.c_BQ, v_BHNV, content, rho, tokens.index, lengths)[0]
+
+
+def why_not(call: Call) -> str | None:
+    """Refuse projected queries, queries that do not factor, masks, dropout and half precision."""
+    if not isinstance(call.queries, EncodedQueries):
+        return "the queries are projected already"
+    tokens, projection = call.queries.tokens, call.queries.projection
+    if isinstance(projection, OpaqueQueryProjection):
+        return projection.reason
+    if call.mask() is not None:
+        return "it attends to all inputs, and some are masked"
+    if len(tokens.tables) < 2 or any(table.ndim > 2 for table in tokens.tables):
+        return "the queries have no positions of two or more axes, with the same tables for all samples"
+    if projection.dtype.itemsize < 4 or torch.is_autocast_enabled(call.device.type):
+        return "it is for float32 and float64, and this is half precision"
+    return call.why_dropped()
+
+
+def cost(call: Call) -> Cost | None:
+    """Return the cost of a score from tables and content and a product with a value per pair, and of folding the keys.
+
+    `None` in graphs, which may be used with any number of queries: too few do not pay.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    (queries, projection), sizes = _known(call), Sizes.of(call)
+    tokens = queries.tokens
+    channels, content = projection.w_q.shape[1], tokens.content.shape[1]
+    width, rows = sizes.k_channels // sizes.heads, content + sum(table.shape[-2] for table in tokens.tables)
+    values = 2 * sizes.v_channels * sizes.queries * sizes.inputs
+    flops = sizes.keys_and_values + values + 2 * content * sizes.pairs + 2 * sizes.heads * sizes.inputs * channels * (width + rows)
+    passes = tiles.PASSES + (0 if tokens.index is None else tiles.GATHER * len(tokens.tables))
+    held = sizes.inputs * (sizes.widths + sizes.heads * (channels + rows))
+    return Cost(flops, sizes.pairs, held, work=CALL + flops + passes * sizes.pairs)
+
+
+def _known(call: Call) -> tuple[EncodedQueries, QueryProjection]:
+    assert isinstance(call.queries, EncodedQueries), "why_not refuses projected queries"
+    assert isinstance(call.queries.projection, QueryProjection), "why_not refuses opaque projections"
+    return call.queries, call.queries.projection
+
+
+def _fold(projection: QueryProjection, k_BHNK: Tensor, scale: float) -> FoldedKeys:
+    """Fold projection, norm's weight and centring, and scale into the keys."""
+    norm, w_q, heads = projection.norm, projection.w_q, k_BHNK.shape[1]
+    bias_D = w_q.new_zeros(len(w_q)) if projection.b_q is None else projection.b_q
+    if norm is not None and norm.bias is not None:
+        bias_D = bias_D + w_q @ norm.bias
+    k_BHNC = scale * (k_BHNK @ w_q.unflatten(0, (heads, -1)))
+    if norm is not None:
+        k_BHNC = k_BHNC * norm.weight
+        k_BHNC = k_BHNC - k_BHNC.mean(-1, keepdim=True) if norm.centred else k_BHNC
+    c_BHN = scale * (k_BHNK @ bias_D.unflatten(0, (heads, -1, 1))).squeeze(-1)
+    return FoldedKeys(w_q, k_BHNC.flatten(1, 2), c_BHN.flatten(1, 2))
 
 
 def _tiles(
     p_BQS: Tensor, heads: int, content: Tensor, rho: Tensor, index: Tensor | None, lengths: Sequence[int]
-) -> Iterator[tuple[int, int, slice, list[slice], Tensor, Inputs]]:
-    """For each tile of scores its sample, head, queries and table rows, their p, and the queries' factors.
+) -> Iterator[tuple[int, int, slice, list[slice], Tensor, Tile]]:
+    """For each tile of scores its sample, head, queries and table rows, their p, and the tile of queries.
 
     A tile has all keys of a head, since one softmax is over them, and whole rows of the first axis of the queries.
     """
     keys, inner = p_BQS.shape[1] // heads, math.prod(lengths[1:]) if index is None else 1
-    step = max(1, TILE // max(1, keys * inner))
+    step = max(1, tiles.TILE // max(1, keys * inner))
     for b in range(len(p_BQS)):
         index_MA = None if index is None else index[b]
-        for here, rows, tile in slabs(step, content[b].flatten(1), rho[b].flatten(), None, index_MA, lengths):
+        for here, rows, tile in split(step, content[b].flatten(1), rho[b].flatten(), None, index_MA, lengths):
             for h in range(heads):
-                yield b, h, here, rows, pick(p_BQS[b, h * keys : (h + 1) * keys], rows), tile
+                yield b, h, here, rows, gather_rows(p_BQS[b, h * keys : (h + 1) * keys], rows), tile
 
 
 def _fake(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths):
@@ -121,8 +126,9 @@ def _fake_backward(p_BQS, c_BQ, v_BHNV, content, rho, index, lengths, lse_BHM, o
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.lengths = inputs
-    ctx.save_for_backward(*tensors, *output)
+    p_BQS, c_BQ, v_BHNV, content, rho, index, ctx.lengths = inputs
+    out_BHMV, lse_BHM = output
+    ctx.save_for_backward(p_BQS, c_BQ, v_BHNV, content, rho, index, out_BHMV, lse_BHM)
 
 
 def _backward(ctx, grad_BHMV, grad_lse_BHM):
@@ -145,10 +151,10 @@ def encoded_queries(
     index: Tensor | None,
     lengths: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Softmax over the keys n of scores rho_m (T_1[n, i_1(m)] + ... + T_A[n, i_A(m)] + p_u,n . u_m) + c_n, and its values.
+    """Compute attention over the keys n with scores rho_m (T_1[n, i_1(m)] + ... + T_A[n, i_A(m)] + p_u,n . u_m) + c_n.
 
     Args:
-        p_BQS: T_1, ..., T_A, p_u, one behind another, float32 or float64, and so are the others.
+        p_BQS: T_1, ..., T_A, p_u, concatenated, float32 or float64, as all others.
         c_BQ: c.
         v_BHNV: Values.
         content: `[B, U, *axes]`, or `[B, U, M]` with an index.
@@ -186,7 +192,7 @@ def encoded_queries_backward(
     grad_BHMV: Tensor,
     queries_too: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of p, c and values, and of content and rho where `queries_too`.
+    """Return gradients of p, c and values, and of content and rho if `queries_too`.
 
     With A the softmax and dA_nm = v_n . dout_m:
 
@@ -209,5 +215,8 @@ def encoded_queries_backward(
         sums_NS = tile.sums(ds_NM.mul_(tile.rho_M))
         if queries_too:
             grad_content[b].flatten(1)[:, here].addmm_(p_NS[:, p_NS.shape[1] - channels :].mT, ds_NM)
-        add(grad_p_BQS[b, head], rows, sums_NS)
+        add_to_rows(grad_p_BQS[b, head], rows, sums_NS)
     return grad_p_BQS, grad_c_BQ, grad_v_BHNV, grad_content, grad_rho
+
+
+ENCODED_QUERIES = Implementation("encoded_queries", run, why_not, cost)

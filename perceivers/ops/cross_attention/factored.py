@@ -4,11 +4,11 @@ An encoded input is a sum of a few of S rows, of which all inputs of a grid are 
 
     x_m = P_1[i_1(m)] + ... + P_A[i_A(m)] + sum_c u_m[c] E[:, c]          S = n_1 + ... + n_A + U
 
-so that a linear map of all inputs is a linear map of the rows (`project`), 451 of them for a picture of 50,176 pixels, and a
-weighted sum of all inputs one of the rows (`collect`). What remains for each input is one over the standard deviation of its
-channels, rho_m = (var_m + eps)^(-1/2).
+so a linear projection of all inputs is one of the rows (`project`), 451 of them for an image of 50,176 pixels, and a weighted
+sum of all inputs is one of the rows (`collect`). What remains per input is the inverse standard deviation of its channels,
+rho_m = (var_m + eps)^(-1/2).
 
-For a concatenation the variance is a sum of non-negative terms, so that large content does not cancel. Blocks of c_1 and c_2
+For a concatenation the variance is a sum of non-negative terms, so large content does not cancel. Blocks of c_1 and c_2
 channels with means m_1, m_2 and centred square sums s_1, s_2 are together a block with
 
     m = (c_1 m_1 + c_2 m_2) / (c_1 + c_2)          s = s_1 + s_2 + c_1 c_2 / (c_1 + c_2) (m_1 - m_2)^2
@@ -18,30 +18,54 @@ In general it comes from products of the centred rows, in float64. RMS normalisa
 Letters: B batch, M inputs, C channels of an encoded input, U of content, A axes, n_a rows of table a, S rows in all.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.ops.cross_attention.call import Norm
+from perceivers.ops.cross_attention.projections import Norm
 from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Tokens
 
+HALF = (torch.bfloat16, torch.float16)
 
-def factors(group: Tokens) -> Tokens:
-    """The group itself; where its positions have fewer than two axes, which factor nothing, the encoded array as content."""
-    if len(group.tables) > 1:
-        return group
-    return Tokens.of(group.encoded(), None if group.mask is None else group.flat_mask())
+
+@dataclass(eq=False)
+class Factored:
+    """What `separable` needs of a group of inputs and does not depend on the queries.
+
+    Attributes:
+        group: The group; if its positions have fewer than two axes, which factor nothing, its encoded array as content.
+        content: Its visible content in the dtype of the queries. Half precision stays: the operator widens it when it reads.
+        rho: Inverse standard deviations, `[B, *axes]`.
+        rows: All rows projected to keys and values, `[(B), H, K, S]` and `[(B), H, V, S]`; `None` until they are needed.
+    """
+
+    group: Tokens
+    content: Tensor
+    rho: Tensor
+    rows: Sequence[Tensor] | None = None
+
+    @classmethod
+    def of(cls, group: Tokens, norm: Norm | None, dtype: torch.dtype) -> "Factored":
+        """Factor a group."""
+        if len(group.tables) < 2:
+            group = Tokens.of(group.encoded(), None if group.mask is None else group.flat_mask())
+        content = group.visible_content()
+        content = content if content.dtype in HALF else content.to(dtype)
+        return cls(group, content, inverse_deviations(group, content, norm, dtype))
 
 
 def project(group: Tokens, w_DC: Tensor) -> Tensor:
-    """A linear map `[D, C]` of all rows: `[D, S]`, or `[B, D, S]` where maps or tables differ between samples.
+    """Project all rows by `[D, C]` to `[D, S]`, or to `[B, D, S]` if projections or tables differ between samples.
 
     Tables first, then content.
     """
     widths = [table.shape[-1] for table in group.tables]
     if group.is_concatenation:
-        content_DU, *blocks = w_DC.split([group.content_width, *widths], dim=-1)  # in one piece, and so is its gradient
+        content_DU, *blocks = w_DC.split([group.content_width, *widths], dim=-1)  # one operation, also for its gradient
     else:
         content_DU, *blocks = (
             w_DC[..., a : a + b] for a, b in zip([0, *group.starts], [group.content_width, *widths], strict=True)
@@ -58,7 +82,7 @@ def project(group: Tokens, w_DC: Tensor) -> Tensor:
 
 
 def collect(group: Tokens, r_BQS: Tensor) -> Tensor:
-    """Sums of encoded inputs, `[B, Q, C]`, from what each of the S rows has of them: the transpose of `project`."""
+    """Return sums of encoded inputs, `[B, Q, C]`, given the sums for each of the S rows: the transpose of `project`."""
     *parts, r_BQU = r_BQS.split([*(table.shape[-2] for table in group.tables), group.content.shape[1]], dim=-1)
     blocks = [r_BQU if group.embedding is None else linear(r_BQU, group.embedding.to(r_BQU.dtype))]
     blocks += [_times(part, table.to(part.dtype).mT) for part, table in zip(parts, group.tables, strict=True)]
@@ -75,12 +99,12 @@ def collect(group: Tokens, r_BQS: Tensor) -> Tensor:
 
 
 def _times(x_QC: Tensor, table_nC: Tensor) -> Tensor:
-    """The product of x and the transposed table, each of which may differ between samples."""
+    """Return the product of x and the transposed table; either may differ between samples."""
     return linear(x_QC, table_nC) if table_nC.ndim == 2 else x_QC @ table_nC.mT
 
 
 def inverse_deviations(group: Tokens, content: Tensor, norm: Norm | None, dtype: torch.dtype) -> Tensor:
-    """rho, `[B, *axes]`, for the visible content of a group; ones without a norm."""
+    """Return rho, `[B, *axes]`, for the visible content of a group; ones without a norm."""
     content = content.to(dtype)
     if norm is None:
         return content.new_ones(content.shape[0], *content.shape[2:])
@@ -92,7 +116,7 @@ def inverse_deviations(group: Tokens, content: Tensor, norm: Norm | None, dtype:
 
 
 def _plain(group: Tokens, content: Tensor) -> Tensor:
-    """The sum of squares of the channels of a concatenation, `[B, *axes]`."""
+    """Return the sum of squares of the channels of a concatenation, `[B, *axes]`."""
     total = content.square().sum(1)
     for a, table in enumerate(group.tables):
         total = total + group.spread(a, table.to(content.dtype).square().sum(-1))
@@ -100,7 +124,7 @@ def _plain(group: Tokens, content: Tensor) -> Tensor:
 
 
 def _centred(group: Tokens, content: Tensor) -> Tensor:
-    """The sum of squares of the channels of a concatenation less their mean, `[B, *axes]`."""
+    """Return the sum of squares of the centred channels of a concatenation, `[B, *axes]`."""
     count, mean, square = 0, 0.0, 0.0
     for a, table in enumerate(group.tables):  # of the tables alone: the same for all samples
         table = table.to(content.dtype)
@@ -122,7 +146,7 @@ def _centred(group: Tokens, content: Tensor) -> Tensor:
 
 
 def _general(group: Tokens, content: Tensor, centred: bool) -> Tensor:
-    """Either sum for any group."""
+    """Return either sum for any group."""
     channels = group.num_channels
 
     def rows(block: Tensor, start: int = 0) -> Tensor:
@@ -145,7 +169,7 @@ def _general(group: Tokens, content: Tensor, centred: bool) -> Tensor:
 
 
 def _spread_pair(group: Tokens, b: int, a: int, products: Tensor) -> Tensor:
-    """Takes what pairs of rows of tables b < a have, `[(B), n_b, n_a]`, to the inputs."""
+    """Broadcast values per pair of rows of tables b < a, `[(B), n_b, n_a]`, to all inputs."""
     if group.index is None:
         lengths = [n if axis in (a, b) else 1 for axis, n in enumerate(group.content.shape[2:])]
         return products.reshape(-1, *lengths)

@@ -1,24 +1,21 @@
-"""Calls the C kernel of `separable` (separable.c), where it was built.
+"""The C kernel of `separable` (kernels/separable.c), called with tensors, if it was built.
 
-It is an optional extension without headers of Python: a shared library beside this file, called by ctypes, which releases the
-interpreter lock. `PERCEIVERS_INSTRUCTION_SET` (avx512, avx2, baseline, or none for no kernel) forces a path, for tests.
+It is a shared library without Python headers, called by ctypes, which releases the interpreter lock. The environment variable
+`PERCEIVERS_INSTRUCTION_SET` (avx512, avx2, baseline, or none for no kernel) forces a path, for tests.
 
 Letters: B batch, Q queries, S rows of all tables and channels of content.
 """
 
 import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from perceivers.kernels.loader import INSTRUCTION_SETS, description, instruction_set
-from perceivers.kernels.loader import library as _library
+from perceivers.kernels import threads
+from perceivers.kernels.loader import INSTRUCTION_SETS, description, instruction_set, library
 
 MAX_AXES, MAX_CONTENT = 8, 16
 CONTENT_TYPES = {torch.bfloat16: 1, torch.float16: 2}  # 0 is the type of all other arrays
@@ -26,7 +23,7 @@ FORWARD, BACKWARD, BACKWARD_INPUTS = range(3)
 
 
 class _Call(ctypes.Structure):
-    """`Call` of separable.c."""
+    """The struct `Call` of separable.c."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("samples", "queries", "content_channels", "axes", "rows", "inputs")),
@@ -40,32 +37,8 @@ class _Call(ctypes.Structure):
     ]
 
 
-_LOADED_IN = os.getpid()
-
-
-@cache
-def _gomp() -> int | None:
-    """The address of GOMP_parallel in the OpenMP library that PyTorch runs on, where that is GNU's."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    paths = {line.split(maxsplit=5)[5] for line in lines if "libgomp" in line}
-    if len(paths) > 1:  # other packages, such as scikit-learn, bring one of their own
-        ours = Path(torch.__file__).parent
-        paths = {path for path in paths if Path(path).is_relative_to(ours) or Path(path).parent.name == "torch.libs"}
-    if len(paths) != 1:  # none, or nobody knows which of them PyTorch uses
-        return None
-    return ctypes.cast(ctypes.CDLL(paths.pop()).GOMP_parallel, ctypes.c_void_p).value
-
-
-def _team() -> int | None:
-    """PyTorch's own threads, which spin for a while after each operation; a forked child has none of them."""
-    return _gomp() if os.getpid() == _LOADED_IN else None
-
-
 def why_not(content: Tensor, dtype: torch.dtype, index: Tensor | None) -> str | None:
-    """Says why the kernel cannot take these inputs, or `None` where it can."""
+    """Return why the kernel cannot take these inputs, or `None` if it can."""
     if content.device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return "the C kernel is for CPUs, float32 and float64"
     if index is not None:
@@ -77,7 +50,7 @@ def why_not(content: Tensor, dtype: torch.dtype, index: Tensor | None) -> str | 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """What forward and backward both read; `separable_attention` documents them."""
+    """The arguments of both forward and backward; `separable_attention` documents them."""
 
     p_BQS: Tensor
     content: Tensor
@@ -87,7 +60,7 @@ class Operands:
 
 
 def forward(operands: Operands) -> tuple[Tensor, Tensor]:
-    """Computes `separable_attention`."""
+    """Compute `separable_attention`."""
     p_BQS = operands.p_BQS
     r_BQS, lse_BQ = p_BQS.new_empty(p_BQS.shape), p_BQS.new_empty(p_BQS.shape[:2])
     _run(FORWARD, operands, out=r_BQS, out_lse=lse_BQ)
@@ -97,7 +70,7 @@ def forward(operands: Operands) -> tuple[Tensor, Tensor]:
 def backward(
     operands: Operands, lse_BQ: Tensor, offset_BQ: Tensor, grad_BQS: Tensor, inputs_too: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes `separable_attention_backward`."""
+    """Compute `separable_attention_backward`."""
     rho, saved = operands.rho, {"lse": lse_BQ, "offset": offset_BQ, "grad": grad_BQS}
     grad_p_BQS = operands.p_BQS.new_empty(operands.p_BQS.shape)
     _run(BACKWARD, operands, **saved, out=grad_p_BQS)
@@ -108,8 +81,8 @@ def backward(
 
 
 def _run(what: int, operands: Operands, **arrays: Tensor) -> None:
-    library, name = _library(), instruction_set()
-    assert not isinstance(library, str)
+    kernel, name = library(), instruction_set()
+    assert not isinstance(kernel, str)
     assert name is not None
     p_BQS, content = operands.p_BQS, operands.content
     tensors = {"p": p_BQS, "rho": operands.rho, "mask": operands.mask, **arrays}
@@ -126,9 +99,9 @@ def _run(what: int, operands: Operands, **arrays: Tensor) -> None:
         content_type=CONTENT_TYPES.get(content.dtype, 0),
         content=content.data_ptr(),
         threads=torch.get_num_threads(),
-        team=_team(),
+        team=threads.team(),
         **{key: tensor.data_ptr() for key, tensor in contiguous.items()},
     )
     path = INSTRUCTION_SETS.index(name)
-    if library.perceivers_separable(ctypes.byref(call), what, int(p_BQS.dtype == torch.float64), path):
-        raise MemoryError("the C kernel of separable found no memory for a row of inputs")
+    if kernel.perceivers_separable(ctypes.byref(call), what, int(p_BQS.dtype == torch.float64), path):
+        raise MemoryError("the C kernel of separable could not allocate memory for a row of inputs")

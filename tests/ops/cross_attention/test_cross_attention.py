@@ -1,16 +1,35 @@
-"""Every implementation of the table, by the same tests: accuracy, gradients, laws, refusals.
+"""Every implementation of the table that takes projected queries, by the same tests: accuracy, gradients, laws, refusals.
 
 Broken on purpose, each seen to fail: scale dropped, mask ignored, gamma left out, groups of two softmaxes, sums not rescaled
 in the merge, the last table axis swapped with the first.
 """
+
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accuracy import Case, assert_accurate, assert_varies
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention, dense, explain, merge, partial, separable
+from accuracy import IMPLEMENTATIONS, Case, assert_accurate, assert_varies
+from perceivers import Perceiver
+from perceivers.ops.cross_attention import IMPLEMENTATIONS as TABLE
+from perceivers.ops.cross_attention import (
+    Cost,
+    Implementation,
+    Norm,
+    OpaqueProjections,
+    Shared,
+    choices,
+    cross_attention,
+    dense,
+    explain,
+    merge,
+    partial,
+    register_implementation,
+    separable,
+)
 from perceivers.ops.cross_attention.maps import attention_maps
 from perceivers.ops.tokens import Positions, Tokens
 
@@ -85,7 +104,7 @@ def test_gradcheck(implementation):
 
 @everywhere
 def test_written_out(implementation):
-    """Against the formula of the paper for one query at a time, in a second hand: no batched products, no softmax call."""
+    """Against the formula of the paper for one query at a time, written independently: no batched products, no softmax call."""
     case = Case(grids=((3, 4),), heads=2, v=5)
     out = case.call(case.leaves, implementation)
     assert_varies(out)
@@ -207,7 +226,7 @@ def test_dropout_keeps_the_mean(implementation):
     torch.testing.assert_close(dropped.mean(0), out, rtol=0, atol=0.05)
 
 
-PARTIAL = [name for name, implementation in IMPLEMENTATIONS.items() if implementation.partial]
+PARTIAL = [name for name, implementation in TABLE.items() if implementation.partial]
 
 
 @pytest.mark.parametrize("grid", [(7, 9), (63,)])
@@ -217,12 +236,11 @@ def test_pieces_merge_to_the_whole(implementations, grid):
     case = Case(grids=(grid,), heads=2, masked=0.5)
     case.leaves = {name: leaf.requires_grad_() for name, leaf in case.leaves.items()}
     x, cotangent = case.leaves, case.cotangent
-    call = case.make(x)
-    arguments = (call.norm, call.w_k, call.b_k, call.w_v, call.b_v)
-    pieces = list(call.inputs[0].pieces(18))
+    arguments = case.arguments(x)
+    pieces = list(arguments["inputs"][0].pieces(18))
     assert sum(piece.num_inputs for piece in pieces) == 63
     parts = [
-        partial(call.q_BHNK, [piece], *arguments, scale=call.scale, implementation=implementations[i % len(implementations)])
+        partial(**arguments | {"inputs": [piece]}, implementation=implementations[i % len(implementations)])
         for i, piece in enumerate(pieces)
     ]
     wanted = case.call(x, "dense")
@@ -236,41 +254,70 @@ def test_pieces_merge_to_the_whole(implementations, grid):
 
 def test_partial_refuses():
     case = Case()
-    arguments = {k: v for k, v in vars(case.make(case.leaves)).items() if k not in ("dropout_p", "cache")}
     with pytest.raises(ValueError, match="implementation='dense' must be one of 'reference', 'separable'"):
-        partial(**arguments, implementation="dense")
+        partial(**case.arguments(case.leaves), implementation="dense")
+
+
+# What an implementation leaves in `Shared` for the next call, and the functions that make it.
+SHARED = {
+    "reference": [],
+    "dense": ["keys_and_values"],
+    "absorbed": ["folded", "normalised"],
+    "separable": ["factored", "folded"],
+}
 
 
 @everywhere
-def test_cache(implementation):
-    """Calls with other queries and the same cache give what they give without; the inputs are read once."""
+def test_shared(implementation):
+    """Calls with other queries and the same `shared` give what they give without; the inputs are encoded once."""
     case = Case(masked=0.3)
-    arguments = vars(case.make(case.leaves)) | {"implementation": implementation}
-    cache = {}
-    first = cross_attention(**arguments | {"cache": cache})
-    made = {key: id(value) for key, value in cache.items()}
+    arguments = case.arguments(case.leaves) | {"implementation": implementation}
+    shared = Shared()
+    first = cross_attention(**arguments, shared=shared)
+    made = {
+        name: value for name, value in vars(shared).items() if not (value is None or (isinstance(value, dict) and not value))
+    }
+    assert sorted(made) == SHARED[implementation]
     arguments["q_BHNK"] = arguments["q_BHNK"].flip(2) * 2
-    second = cross_attention(**arguments | {"cache": cache})
-    assert {key: id(value) for key, value in cache.items()} == made
-    assert bool(made) == (implementation != "reference")
-    torch.testing.assert_close(second, case.call(case.leaves | {"q": arguments["q_BHNK"]}, implementation))
+    second = cross_attention(**arguments, shared=shared)
+    assert all(getattr(shared, name) is value for name, value in made.items())
+    torch.testing.assert_close(second, cross_attention(**arguments))
     assert (first - second).abs().max() > 0.1
+    if implementation != "reference":  # the second call reads them: with others it gives something else
+        other = Case(masked=0.3)
+        cross_attention(**other.arguments(other.leaves), implementation=implementation, shared=(wrong := Shared()))
+        assert (cross_attention(**arguments, shared=wrong) - second).abs().max() > 0.1
 
 
 def test_explain():
     case = Case(grids=((60, 70),), batch=1, k=133, v=133, queries=128)
-    leaves = {name: leaf.float() for name, leaf in case.leaves.items()}
-    arguments = {k: v for k, v in vars(case.make(leaves)).items() if k != "cache"}
+    arguments = case.arguments({name: leaf.float() for name, leaf in case.leaves.items()})
     text = explain(**arguments)
     assert "> separable" in text
     assert "the least work" in text
     assert "separable uses" in text
-    text = explain(**arguments | {"dropout_p": 0.1})
+    assert "encoded_queries refuses: the queries are projected already" in text
+    text = explain(**arguments, dropout_p=0.1)
     assert "refuses: it cannot drop attention weights, and dropout_p=0.1" in text
     assert "> dense" in text
-    assert "'reference' was asked for by name" in explain(**arguments, implementation="reference")
-    half = {name: leaf.bfloat16() for name, leaf in case.leaves.items()}
-    assert "this is half precision" in explain(**{k: v for k, v in vars(case.make(half)).items() if k != "cache"})
+    assert "'reference' was selected by name" in explain(**arguments, implementation="reference")
+    half = case.arguments({name: leaf.bfloat16() for name, leaf in case.leaves.items()})
+    assert "this is half precision" in explain(**half)
+
+
+def test_each_row_is_asked_once(monkeypatch):
+    case, asked = Case(), []
+    for name, row in list(TABLE.items()):
+        ask = lambda call, row=row: asked.append(row.name) or row.why_not(call)  # noqa: E731
+        monkeypatch.setitem(TABLE, name, replace(row, why_not=ask))
+    case.call(case.leaves, "auto")
+    assert sorted(asked) == sorted(name for name, row in TABLE.items() if row.cost)
+    asked.clear()
+    case.call(case.leaves, "separable")
+    assert asked == ["separable"]
+    asked.clear()
+    explain(**case.arguments(case.leaves))
+    assert asked == list(TABLE)
 
 
 def test_pieces_of_an_index_list():
@@ -282,11 +329,10 @@ def test_pieces_of_an_index_list():
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_maps_are_the_softmax_of_the_scores(case):
     case = Case(**case)
-    call = case.make(case.leaves)
-    maps = attention_maps(call.q_BHNK, call.inputs, call.norm, call.w_k, scale=call.scale)
-    _, values = call.keys_and_values(call.encoded())
+    arguments, (_, values) = case.arguments(case.leaves), case.make(case.leaves).keys_and_values()
+    maps = attention_maps(**arguments)
     torch.testing.assert_close(maps @ values, case.call(case.leaves, "reference"), rtol=1e-9, atol=1e-9)
-    logs = attention_maps(call.q_BHNK, call.inputs, call.norm, call.w_k, scale=call.scale, log_scores=True)
+    logs = attention_maps(**arguments, log_scores=True)
     torch.testing.assert_close(logs.exp(), maps)
 
 
@@ -294,7 +340,7 @@ def test_maps_in_pieces(monkeypatch):
     case = Case(grids=((7, 9), (4, 4)), masked=0.3)
     x = case.leaves
     groups = [Tokens(x[f"content_{g}"], Positions([x[f"table_{g}0"], x[f"table_{g}1"]]), case.masks[g]) for g in range(2)]
-    arguments = (x["q"], groups, Norm(x["gamma"], x["beta"]), x["w_k"])
+    arguments = (x["q"], groups, Norm(x["gamma"], x["beta"]), x["w_k"], x["b_k"], x["w_v"], x["b_v"])
     whole = attention_maps(*arguments, scale=0.25)
     monkeypatch.setattr("perceivers.ops.cross_attention.maps.PIECE", 10)
     torch.testing.assert_close(attention_maps(*arguments, scale=0.25), whole, rtol=1e-12, atol=1e-14)
@@ -308,19 +354,23 @@ def test_auto_equals_each_implementation():
 
 
 def test_refusals():
-    """What each implementation cannot do, and nothing else."""
-    reasons = {
-        name: {
-            "two axes": Case().refused(name),
-            "dropout": Case().refused(name, dropout_p=0.1),
-        }
-        for name in IMPLEMENTATIONS
+    """What each implementation cannot do, and nothing else: inputs that are not on a grid are refused by none."""
+    calls = {
+        "grid": (Case(), {}),
+        "one axis": (Case(grids=((63,),)), {}),
+        "index list": (Case(indexed=True), {}),
+        "mask": (Case(masked=0.3), {}),
+        "several heads": (Case(heads=2), {}),
+        "tables per sample": (Case(per_sample=True), {}),
+        "dropout": (Case(), {"dropout_p": 0.1}),
     }
-    assert {name: [what for what, refused in r.items() if refused] for name, r in reasons.items()} == {
+    refused = {name: [what for what, (case, kwargs) in calls.items() if case.refused(name, **kwargs)] for name in TABLE}
+    assert refused == {
         "reference": [],
         "dense": [],
         "absorbed": ["dropout"],
         "separable": ["dropout"],
+        "encoded_queries": list(calls),
     }
 
 
@@ -331,8 +381,7 @@ def test_unknown_implementation():
 
 
 def test_refusal_says_why(monkeypatch):
-    never = IMPLEMENTATIONS["dense"].__class__(run=lambda call: None, why_not=lambda call: "it is Sunday")
-    monkeypatch.setitem(IMPLEMENTATIONS, "dense", never)
+    monkeypatch.setitem(TABLE, "dense", replace(TABLE["dense"], why_not=lambda call: "it is Sunday"))
     case = Case()
     with pytest.raises(ValueError, match="implementation='dense' cannot do this: it is Sunday; use 'auto'"):
         case.call(case.leaves, "dense")
@@ -364,7 +413,95 @@ def operations(case: Case, dtype: torch.dtype, implementation: str = "dense") ->
     return {event.name for event in profile.events()}
 
 
-def test_cross_attention_rejects_nothing_it_documents():
-    q, content = torch.randn(1, 2, 4, 3), torch.randn(1, 6, 10)
-    w = torch.randn(6, 6)
-    assert cross_attention(q, [Tokens(content)], None, w, None, w, None, scale=1.0).shape == (1, 2, 4, 3)
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_minimal_call(implementation, dtype):
+    """Content alone, no norm, no bias: the result has the dtype of the queries and the numbers of the definition."""
+    q, content, w_k, w_v = (torch.randn(shape) for shape in ((2, 2, 4, 3), (2, 6, 10), (6, 6), (8, 6)))
+    call = lambda name, *x: cross_attention(  # noqa: E731
+        x[0], [Tokens(x[1])], None, x[2], None, x[3], None, scale=1.0, implementation=name
+    )
+    wanted = call("reference", *(x.double() for x in (q, content, w_k, w_v)))
+    out = call(implementation, *(x.to(dtype) for x in (q, content, w_k, w_v)))
+    assert out.shape == (2, 2, 4, 4)
+    assert out.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_projections_are_given_once():
+    case = Case()
+    arguments = case.arguments(case.leaves)
+    weights = arguments.pop("w_k"), arguments.pop("w_v")
+    with pytest.raises(ValueError, match="w_k or w_v is None and so is project"):
+        cross_attention(**arguments, w_k=None, w_v=weights[1])
+    project = OpaqueProjections(lambda x: (x, x), "to_k is a table", 16, 16, torch.float64)
+    with pytest.raises(ValueError, match="project is given together with norm, weights or biases"):
+        cross_attention(**arguments, w_k=weights[0], w_v=weights[1], project=project)
+
+
+@everywhere
+def test_opaque_projections(implementation):
+    """Functions that make keys and values are called, or refused with their reason."""
+    case = Case(grids=((7, 9), (3, 4)), heads=2, masked=0.3)
+    arguments, call = case.arguments(case.leaves), case.make(case.leaves)
+    function = lambda x: call.weights.keys_and_values(x, 2)  # noqa: E731
+    project = OpaqueProjections(function, "to_k is a table", 32, 32, torch.float64)
+    opaque = arguments | dict.fromkeys(("norm", "w_k", "b_k", "w_v", "b_v")) | {"project": project}
+    if implementation in ("absorbed", "separable"):
+        message = f"implementation='{implementation}' cannot do this: to_k is a table; use 'auto'"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            cross_attention(**opaque, implementation=implementation)
+    else:
+        wanted = cross_attention(**arguments, implementation=implementation)
+        assert torch.equal(cross_attention(**opaque, implementation=implementation), wanted)
+    torch.testing.assert_close(cross_attention(**opaque), cross_attention(**arguments))
+    torch.testing.assert_close(attention_maps(**opaque), attention_maps(**arguments))
+    assert "absorbed        refuses: to_k is a table" in explain(**opaque)
+
+
+class TestRegistration:
+    @pytest.fixture(autouse=True)
+    def _restore(self, monkeypatch):
+        monkeypatch.setattr("perceivers.ops.cross_attention.IMPLEMENTATIONS", dict(TABLE))
+
+    def test_by_name_and_by_auto(self):
+        calls = []
+        run = lambda call: calls.append(call.num_inputs) or TABLE["dense"].run(call)  # noqa: E731
+        row = Implementation("mine", run, why_not=lambda call: "it is too small" if call.num_inputs < 20 else None)
+        register_implementation(row)
+        assert choices() == ("auto", *TABLE, "mine")
+        model = Perceiver(data_shape=[3, 7, 9], num_bands=2, num_classes=2, num_latent_tokens=4, dim=8, heads=2)
+        x = torch.randn(1, 3, 7, 9)
+        wanted = model(x)
+        model.set_attention_implementation("mine")
+        torch.testing.assert_close(model(x), wanted)
+        assert set(calls) == {63}
+        with pytest.raises(ValueError, match="implementation='mine' cannot do this: it is too small; use 'auto'"):
+            model(x[..., :2])
+        calls.clear()
+        model.set_attention_implementation("auto")
+        model(x)
+        assert not calls  # it has no cost
+
+    def test_by_cost(self):
+        calls = []
+        run = lambda call: calls.append(1) or TABLE["dense"].run(call)  # noqa: E731
+        register_implementation(
+            Implementation("free", run, lambda call: None, lambda call: Cost(flops=0, exponentials=0, held=0, work=0))
+        )
+        case = Case()
+        torch.testing.assert_close(case.call(case.leaves, "auto"), case.call(case.leaves, "dense"))
+        assert calls
+        assert "> free" in explain(**case.arguments(case.leaves))
+
+    def test_devices(self):
+        register_implementation(replace(TABLE["dense"], name="gpu", devices=("cuda",)))
+        case = Case()
+        with pytest.raises(ValueError, match="implementation='gpu' cannot do this: it runs on cuda, and this is cpu"):
+            case.call(case.leaves, "gpu")
+
+    @pytest.mark.parametrize("name", ["dense", "auto"])
+    def test_names_are_unique(self, name):
+        with pytest.raises(ValueError, match=f"an implementation called '{name}' exists: choose another name"):
+            register_implementation(replace(TABLE["dense"], name=name))

@@ -4,7 +4,7 @@ Broken on purpose, each seen to fail: c left out, the norm's bias left out of c,
 gradient of the first table written to the wrong rows, a tile's rows counted from zero.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -12,8 +12,17 @@ from torch import Tensor
 
 from accuracy import assert_accurate
 from perceivers import PerceiverIO, inputs, outputs
-from perceivers.ops.cross_attention import EncodedQueries, Norm, cross_attention, encoded_queries
-from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.cross_attention import (
+    IMPLEMENTATIONS,
+    EncodedQueries,
+    Norm,
+    OpaqueQueryProjection,
+    QueryProjection,
+    Shared,
+    cross_attention,
+    encoded_queries,
+    tiles,
+)
 from perceivers.ops.tokens import Positions, Tokens
 
 
@@ -71,16 +80,18 @@ class Case:
         self.cotangent = draw(self.batch, self.heads, self.empty[0, :].shape[1:].numel(), self.v)
 
     def call(self, leaves: dict[str, Tensor], implementation: str) -> Tensor:
-        """Runs "encoded", or a name of the table on projected queries."""
+        """Run the operation."""
+        return cross_attention(**self.arguments(leaves), implementation=implementation)
+
+    def arguments(self, leaves: dict[str, Tensor]) -> dict:
+        """Return leaves as arguments of `cross_attention`."""
         positions = Positions([leaves[f"table_{a}"] for a in range(len(self.grid))], self.index, self.starts)
         content = leaves.get("content", self.empty.to(leaves["w_q"].dtype))
         tokens = Tokens(content, positions, None, leaves.get("embedding"), leaves.get("constant"))
         norm = Norm(leaves["gamma"], leaves["beta"], centred=self.centred) if self.norm else None
-        queries = EncodedQueries(tokens, norm, leaves["w_q"], leaves.get("b_q"), self.heads)
-        rest = ([Tokens.of(leaves["latents"])], None, leaves["w_k"], leaves.get("b_k"), leaves["w_v"], leaves.get("b_v"))
-        if implementation == "encoded":
-            return encoded_queries.run(queries, Call(torch.empty(self.batch, self.heads, 0, self.k), *rest, self.k**-0.5))
-        return cross_attention(queries, *rest, scale=self.k**-0.5, implementation=implementation)
+        queries = EncodedQueries(tokens, QueryProjection(norm, leaves["w_q"], leaves.get("b_q")), self.heads)
+        weights = {name: leaves.get(name) for name in ("w_k", "b_k", "w_v", "b_v")}
+        return {"q_BHNK": queries, "inputs": [Tokens.of(leaves["latents"])], "norm": None, **weights, "scale": self.k**-0.5}
 
     def evaluate(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Returns the output and the gradient of every leaf."""
@@ -106,16 +117,16 @@ CASES = {
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("one key", "one query")])
 def test_accuracy(name):
-    assert_accurate(Case(**CASES[name]), "encoded", torch.float32)
+    assert_accurate(Case(**CASES[name]), "encoded_queries", torch.float32)
 
 
 @pytest.mark.parametrize("tile", [1, 64, 1 << 18])
 @pytest.mark.parametrize("name", CASES)
 def test_float64_equals_projected_queries(name, tile, monkeypatch):
     """Whatever the tile: one row of the first axis, a few, all."""
-    monkeypatch.setattr(encoded_queries, "TILE", tile)
+    monkeypatch.setattr(tiles, "TILE", tile)
     case = Case(**CASES[name])
-    ours, truth = case.evaluate("encoded", torch.float64), case.evaluate("reference", torch.float64)
+    ours, truth = case.evaluate("encoded_queries", torch.float64), case.evaluate("reference", torch.float64)
     for leaf, true in truth.items():
         torch.testing.assert_close(ours[leaf], true, rtol=1e-10, atol=1e-11, msg=lambda text, leaf=leaf: f"{leaf}: {text}")
 
@@ -133,14 +144,15 @@ def test_operator(index):
 
 @pytest.fixture
 def used(monkeypatch):
-    """The sizes of the calls that "auto" gave to encoded queries."""
-    calls, right = [], encoded_queries.run
-    monkeypatch.setattr(encoded_queries, "run", lambda q, call: calls.append(q.tokens.num_inputs) or right(q, call))
+    """The numbers of queries of the calls that are computed by encoded queries."""
+    calls, row = [], IMPLEMENTATIONS["encoded_queries"]
+    run = lambda call: calls.append(call.num_queries) or row.run(call)  # noqa: E731
+    monkeypatch.setitem(IMPLEMENTATIONS, "encoded_queries", replace(row, run=run))
     return calls
 
 
-def picture_model(**arguments):
-    """Makes pictures out of pictures with one wide head."""
+def image_model(**arguments):
+    """Makes images out of images with one wide head."""
     return PerceiverIO(
         inputs=inputs.Pixels(data_shape=[3, 12, 12], num_bands=4),
         outputs=outputs.Grid(axes=[40, 30], num_channels=3, num_bands=8),
@@ -155,7 +167,7 @@ def picture_model(**arguments):
 
 @pytest.mark.parametrize("chunk_size", [None, 7, 100])
 def test_a_model_uses_it(used, chunk_size):
-    model, x = picture_model().eval(), torch.randn(2, 3, 12, 12)
+    model, x = image_model().eval(), torch.randn(2, 3, 12, 12)
     with torch.no_grad():
         ours = model(x, chunk_size=chunk_size)
         assert sum(used) == (0 if chunk_size == 7 else 1200)  # few queries do not pay
@@ -165,7 +177,7 @@ def test_a_model_uses_it(used, chunk_size):
 
 
 def test_gradients_of_a_model(used):
-    model, x = picture_model(), torch.randn(2, 3, 12, 12)
+    model, x = image_model(), torch.randn(2, 3, 12, 12)
     gradients = []
     for name in ("auto", "dense"):
         model.set_attention_implementation(name)
@@ -176,21 +188,87 @@ def test_gradients_of_a_model(used):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item(), msg=name)
 
 
-@pytest.mark.parametrize("why", ["half precision", "autocast", "dropout", "narrow heads", "asked for"])
+@pytest.mark.parametrize("why", ["half precision", "autocast", "dropout", "narrow heads", "selected"])
 def test_a_model_leaves_it(why, used):
-    model, x = picture_model(), torch.randn(2, 3, 12, 12)
+    model, x = image_model(), torch.randn(2, 3, 12, 12)
     match why:
         case "half precision":
             model, x = model.bfloat16(), x.bfloat16()
         case "dropout":
-            model = picture_model(attention_dropout=0.1)
+            model = image_model(attention_dropout=0.1)
         case "narrow heads":
-            model = picture_model(decoder_heads=32)
-        case "asked for":
+            model = image_model(decoder_heads=32)
+        case "selected":
             model.set_attention_implementation("separable")
     with torch.autocast("cpu", enabled=why == "autocast"):
         model(x)
     assert not used
+
+
+def test_queries_are_projected_only_when_needed(monkeypatch):
+    case, projected = Case(), []
+    project = EncodedQueries.projected
+    monkeypatch.setattr(EncodedQueries, "projected", lambda self: projected.append(1) or project(self))
+    case.call(case.leaves, "encoded_queries")
+    assert not projected
+    for name in ("reference", "dense", "absorbed", "separable"):
+        case.call(case.leaves, name)
+        assert len(projected) == 1
+        projected.clear()
+
+
+def refusals() -> dict[str, tuple[dict, str]]:
+    case = Case()
+    arguments = case.arguments(case.leaves)
+    queries = arguments["q_BHNK"]
+    opaque = OpaqueQueryProjection(queries.projection, "to_q is a table", torch.float64)
+    line = Tokens(case.leaves["content"].flatten(2), Positions([torch.randn(99, 10).double()]))
+    per_sample = Positions([table.expand(2, -1, -1) for table in queries.tokens.tables])
+    halves = {name: leaf.bfloat16() for name, leaf in case.leaves.items()}
+    masked = Tokens.of(case.leaves["latents"], torch.rand(2, 13) > 0.3)
+    return {
+        "projected": (arguments | {"q_BHNK": queries.projected()}, "the queries are projected already"),
+        "opaque": (arguments | {"q_BHNK": replace(queries, projection=opaque)}, "to_q is a table"),
+        "one axis": (arguments | {"q_BHNK": replace(queries, tokens=line)}, "no positions of two or more axes"),
+        "crops": (
+            arguments | {"q_BHNK": replace(queries, tokens=replace(queries.tokens, positions=per_sample))},
+            "with the same tables for all samples",
+        ),
+        "mask": (arguments | {"inputs": [masked]}, "it attends to all inputs, and some are masked"),
+        "half precision": (case.arguments(halves), "it is for float32 and float64"),
+        "dropout": (arguments | {"dropout_p": 0.1}, "it cannot drop attention weights, and dropout_p=0.1"),
+    }
+
+
+@pytest.mark.parametrize("why", refusals())
+def test_refusals(why):
+    arguments, message = refusals()[why]
+    with pytest.raises(ValueError, match=f"implementation='encoded_queries' cannot do this: .*{message}"):
+        cross_attention(**arguments, implementation="encoded_queries")
+    assert cross_attention(**arguments).isfinite().all()  # "auto" chooses another
+
+
+def test_opaque_query_projection_equals_the_known_one():
+    case = Case()
+    arguments = case.arguments(case.leaves)
+    queries = arguments["q_BHNK"]
+    opaque = replace(queries, projection=OpaqueQueryProjection(queries.projection, "to_q is a table", torch.float64))
+    wanted = cross_attention(**arguments, implementation="dense")
+    assert torch.equal(cross_attention(**arguments | {"q_BHNK": opaque}, implementation="dense"), wanted)
+
+
+def test_folded_keys_are_shared_by_calls_with_the_same_projection():
+    case, shared = Case(), Shared()
+    arguments = case.arguments(case.leaves) | {"implementation": "encoded_queries", "shared": shared}
+    first = cross_attention(**arguments)
+    keys = shared.folded_keys
+    assert torch.equal(cross_attention(**arguments), first)
+    assert shared.folded_keys is keys
+    queries = arguments["q_BHNK"]
+    other = replace(queries, projection=replace(queries.projection, w_q=2 * queries.projection.w_q))
+    doubled = cross_attention(**arguments | {"q_BHNK": other})
+    torch.testing.assert_close(doubled, cross_attention(**arguments | {"q_BHNK": other, "shared": None}))
+    assert (doubled - first).abs().max() > 0.1
 
 
 def test_holds_neither_scores_nor_queries():

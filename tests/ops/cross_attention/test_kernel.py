@@ -1,12 +1,10 @@
-"""The C kernel of `separable`, on every instruction set this machine has; it must be there where PERCEIVERS_REQUIRE says so.
+"""The C kernel of `separable`, on every instruction set of this machine; it must be built if PERCEIVERS_REQUIRE names it.
 
 The common tests ask for all gradients; here, only parameters have gradients, which is what training asks for.
 """
 
 import ctypes
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from accuracy import Case, assert_accurate
+from perceivers.kernels import threads as team
 from perceivers.ops.cross_attention import kernel, separable
 from perceivers.ops.cross_attention.separable import separable_attention
 
@@ -115,26 +114,11 @@ def test_same_bits_for_any_threads_and_batch(instruction_set, dtype):
 
 
 def test_a_team_gives_the_same_bits_as_threads(instruction_set, monkeypatch):
-    """PyTorch's own threads, where they can be had, or new ones."""
+    """PyTorch's own threads, if they can be had, or new ones."""
     arguments = operands()
     with_team = separable_attention(*arguments)
-    monkeypatch.setattr(kernel, "_team", lambda: None)
+    monkeypatch.setattr(team, "team", lambda: None)
     assert all(torch.equal(a, b) for a, b in zip(separable_attention(*arguments), with_team, strict=True))
-
-
-def test_team_is_found():
-    """On Linux PyTorch's wheels bring GNU's OpenMP; without it threads are started for each call."""
-    torch.randn(300, 300) @ torch.randn(300, 300)
-    if REQUIRED:
-        assert kernel._team() is not None
-
-
-def test_team_is_found_beside_that_of_another_package():
-    sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    code = "import sklearn.svm; from perceivers.ops.cross_attention import kernel; print(kernel._team() is not None)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    if REQUIRED:
-        assert found.strip() == "True", sklearn.__file__
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
@@ -156,7 +140,7 @@ def test_reads_half_precision(instruction_set, dtype, floats):
 def powers(x, name):
     y = torch.empty_like(x)
     path = kernel.INSTRUCTION_SETS.index(name)
-    kernel._library().perceivers_power(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_int64(len(x)), path)
+    kernel.library().perceivers_power(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_int64(len(x)), path)
     return y
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accuracy import Case, assert_accurate, rms
-from perceivers.ops.cross_attention import Norm, cross_attention, separable
+from perceivers.ops.cross_attention import Norm, cross_attention, separable, tiles
 from perceivers.ops.cross_attention.separable import separable_attention
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures
@@ -40,11 +40,11 @@ def test_gradients_have_no_gradients():
 
 @pytest.mark.parametrize("case", [{}, {"content": 9}, {"content": 9, "grids": ((5, 3, 4),)}, {"content": 9, "indexed": True}])
 def test_tiles_change_nothing(case, monkeypatch):
-    """Nor do tiles of some rows of the first axis, which several queries share where there are many channels."""
+    """Nor do tiles of some rows of the first axis, which several queries share if there are many channels."""
     case = Case(**{"grids": ((7, 9),), "queries": 11, "masked": 0.3, **case})
     monkeypatch.setenv("PERCEIVERS_INSTRUCTION_SET", "none")
     whole = case.evaluate("separable", torch.float64)
-    monkeypatch.setattr(separable, "TILE", 130)
+    monkeypatch.setattr(tiles, "TILE", 130)
     monkeypatch.setattr(separable, "SHARING", 4)
     for name, value in case.evaluate("separable", torch.float64).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-12)
@@ -72,7 +72,7 @@ def test_scores_of_ten_thousand():
 
 
 def test_accuracy_at_the_published_size():
-    """224 x 224 pictures, 64 bands, 261 channels: the output against the definition in float64."""
+    """224 x 224 images, 64 bands, 261 channels: the output against the definition in float64."""
     tables = FourierFeatures(num_bands=64, resolutions=(224, 224)).tables((224, 224), dtype=torch.float64, device="cpu")
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
     q, content, w_k, w_v = draw(1, 1, 8, 261) * 3, draw(1, 3, 224, 224), draw(261, 261) / 16, draw(261, 261) / 16

@@ -1,12 +1,11 @@
-"""Crops that keep the coordinates of the whole, and batches of arrays with different lengths."""
+"""Batches of arrays of different lengths: padded and masked, or packed."""
 
 import pytest
 import torch
 
-from accuracy import draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers.inputs import (
     Events,
-    FramePairs,
     Located,
     Patches,
     Pixels,
@@ -17,8 +16,6 @@ from perceivers.inputs import (
     pad_ragged,
 )
 from perceivers.layers import CrossAttention
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
-from perceivers.position import crop_coordinates
 
 everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -31,52 +28,18 @@ def attend(groups, implementation="reference"):
     return layer(latents, groups)
 
 
-def test_crops_are_rows_of_the_whole():
-    module = Pixels(data_shape=[3, 12, 10], num_bands=4)
-    x = torch.randn(2, 3, 12, 10)
-    whole = module(x)[0].encoded().unflatten(1, (12, 10))
-    top, left = torch.tensor([0, 5]), torch.tensor([6, 1])
-    crops = torch.stack([x[b, :, t : t + 7, s : s + 4] for b, (t, s) in enumerate(zip(top, left, strict=True))])
-    coordinates = [crop_coordinates(top, top + 7, 12, 7), crop_coordinates(left, left + 4, 10, 4)]
-    encoded = module(Located(crops, coordinates))[0].encoded().unflatten(1, (7, 4))
-    for b in range(2):
-        rows = whole[b, top[b] : top[b] + 7, left[b] : left[b] + 4]
-        torch.testing.assert_close(encoded[b], rows, rtol=1e-6, atol=1e-6)
-
-
-def test_a_tile_of_a_pair_of_frames_is_part_of_the_whole():
-    """Inner pixels of a tile; those at its border lack neighbours."""
-    module = draw_parameters(FramePairs(data_shape=[3, 12, 10], num_bands=4))
-    x = torch.randn(1, 3, 2, 12, 10)
-    whole = module(x)[0].encoded().unflatten(1, (12, 10))
-    rows, columns = ((torch.tensor([a]), torch.tensor([b])) for a, b in ((3, 9), (2, 10)))
-    tile = Located(x[..., 3:9, 2:10], [crop_coordinates(*rows, 12, 6), crop_coordinates(*columns, 10, 8)])
-    encoded = module(tile)[0].encoded().unflatten(1, (6, 8))
-    torch.testing.assert_close(encoded[:, 1:-1, 1:-1], whole[:, 4:8, 3:9], rtol=1e-5, atol=1e-5)
-
-
-def test_the_whole_as_its_own_crop():
-    module = Pixels(data_shape=[3, 5, 4], num_bands=4)
-    x = torch.randn(2, 3, 5, 4)
-    coordinates = [crop_coordinates(torch.tensor([0, 0]), torch.tensor([n, n]), n, n) for n in (5, 4)]
-    ours = module(Located(x, coordinates))[0].encoded()
-    torch.testing.assert_close(ours, module(x)[0].encoded(), rtol=1e-6, atol=1e-6)
-    shared = module(Located(x, [c[0] for c in coordinates]))[0].encoded()
-    assert torch.equal(shared, ours)
-
-
 def arrays(*shapes):
     return [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
 
 
 RAGGED = {
     "signals": (lambda: Pixels(data_shape=[2, 9], num_bands=2), lambda: arrays((2, 9), (2, 4), (2, 1))),
-    "pictures": (lambda: Pixels(data_shape=[2, 4, 9], num_bands=2), lambda: arrays((2, 4, 9), (2, 9, 3), (2, 1, 1))),
+    "images": (lambda: Pixels(data_shape=[2, 4, 9], num_bands=2), lambda: arrays((2, 4, 9), (2, 9, 3), (2, 1, 1))),
     "patches": (
         lambda: Patches(data_shape=[2, 4, 6], patch_size=[2, 3], embed_dim=4, num_bands=2),
         lambda: arrays((2, 4, 6), (2, 8, 3), (2, 2, 12)),
     ),
-    "sound": (lambda: Waveform(num_samples=8, samples_per_patch=4, num_bands=2), lambda: arrays((1, 8), (1, 16), (1, 4))),
+    "audio": (lambda: Waveform(num_samples=8, samples_per_patch=4, num_bands=2), lambda: arrays((1, 8), (1, 16), (1, 4))),
     "ids": (
         lambda: TokenIds(vocab_size=9, max_length=8, dim=5),
         lambda: [torch.randint(9, (n,)) for n in (5, 8, 1)],
@@ -91,11 +54,13 @@ RAGGED = {
         lambda: [Located(v, torch.randint(4, (2, v.shape[1]))) for v in arrays((2, 5), (2, 1))],
     ),
 }
+
+
 ragged = pytest.mark.parametrize(("module", "samples"), RAGGED.values(), ids=RAGGED)
 
 
 def alone(sample):
-    """A batch of one."""
+    """Return a sample as a batch of one."""
     return Located(*(part[None] for part in sample)) if isinstance(sample, Located) else sample[None]
 
 

@@ -1,10 +1,10 @@
-"""Attention to some of the inputs, and how such results become attention to all of them.
+"""Attention to some of the inputs, and how such results merge into attention to all of them.
 
 A softmax over several pieces of the inputs is
 
     out = sum_g e^(max_g - max) z_g / sum_g e^(max_g - max) sum_g,        max = the largest max_g
 
-so that pieces can be attended to one after another, in any order and grouping: files larger than memory, shards of several
+so pieces can be attended to one after another, in any order and grouping: files larger than memory, shards of several
 processes, several modalities, frames that have not changed.
 
 Letters: B batch, H heads, N queries, V width of values.
@@ -24,8 +24,9 @@ class Partial:
 
     Attributes:
         z_BHNV: sum over m of e^(S_m - max) v_m.
-        max_BHN: The largest score, or a number near it, such as the logarithm of the sum; -inf where nothing may be attended.
-        sum_BHN: sum over m of e^(S_m - max), 0 where nothing may be attended.
+        max_BHN: The largest score, or a number near it, such as the logarithm of the sum; -inf where nothing may be attended
+            to.
+        sum_BHN: sum over m of e^(S_m - max), 0 where nothing may be attended to.
     """
 
     z_BHNV: Tensor
@@ -33,13 +34,13 @@ class Partial:
     sum_BHN: Tensor
 
     def finish(self) -> Tensor:
-        """Divides: the attention itself, `[B, H, N, V]`, zero where nothing may be attended."""
+        """Divide by the sums: the attention, `[B, H, N, V]`, zero where nothing may be attended to."""
         nothing = self.sum_BHN == 0
         return self.z_BHNV / self.sum_BHN.masked_fill(nothing, 1).unsqueeze(-1)
 
 
 def merge(partials: Iterable[Partial]) -> Partial:
-    """Joins the results of several pieces into that of their union."""
+    """Merge the results of several pieces into that of their union."""
     partials = list(partials)
     if len(partials) == 1:
         return partials[0]
@@ -51,5 +52,5 @@ def merge(partials: Iterable[Partial]) -> Partial:
 
 
 def finite(max_BHN: Tensor) -> Tensor:
-    """Replaces the -inf of rows with nothing to attend: -inf - -inf would be NaN."""
+    """Replace the -inf of rows with nothing to attend to by 0: -inf - -inf would be NaN."""
     return max_BHN.masked_fill(max_BHN == -math.inf, 0)
