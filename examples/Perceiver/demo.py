@@ -227,7 +227,7 @@ def draw(
     shown = [int((classes == c).nonzero()[0]) for c in classes.unique()[:10]]
     x = images[shown]
     predicted = model(patches(x)).argmax(1)
-    maps = model.attention_maps(patches(x), layer=0)[:, 0]  # [digits, latents, height, width]
+    maps = model.attention_maps(patches(x), layer=0)[0][:, 0]  # [digits, latents, height, width]
     # The latents whose attention depends most on the digit.
     latents = maps.std(0).flatten(1).sum(1).topk(min(4, maps.shape[1])).indices.sort().values.tolist()
 
