@@ -1,10 +1,10 @@
-# Every verb makes .venv when it is missing. Needs Python 3.11 or later with venv, and a package registry that pip reaches.
-# Choose another Python with `make PYTHON=python3.12 test`; pass arguments on with `make ARGS="--steps 100" demo`.
+# Every target creates .venv if it is missing. Needs Python 3.11 or later with venv, and a package registry that pip reaches.
+# Choose another Python with `make PYTHON=python3.12 test`; pass arguments with `make ARGS="--steps 100" demo`.
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-slow lint docs wheel-test sanitize bench bench-full peers clean
+.PHONY: demo test test-slow lint language docs wheel-test sanitize bench bench-full peers clean
 
 demo: .venv/.demo
 	.venv/bin/python examples/Perceiver/demo.py $(ARGS)
@@ -20,11 +20,14 @@ lint: .venv/.all
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright
 
+language:
+	$(PYTHON) tools/language.py $(ARGS)
+
 docs: .venv/.all
 	.venv/bin/mkdocs build --strict $(ARGS)
 
 wheel-test: .venv/.all
-	.venv/bin/python tools/wheel_test.py $(ARGS)
+	.venv/bin/python -m tools.wheel_test $(ARGS)
 
 sanitize: .venv/.all
 	.venv/bin/python tools/sanitize.py $(ARGS)
@@ -39,7 +42,7 @@ bench-full: peers
 	.venv/bin/python -m benchmarks.published $(ARGS)
 	.venv/bin/python -m benchmarks.memory $(ARGS)
 
-# A peer that does not install is left out of the tables, which say so.
+# A library that does not install is left out of the tables, with the reason.
 peers: .venv/.all
 	-.venv/bin/python -m benchmarks.peers
 
@@ -51,7 +54,7 @@ clean:
 	{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# The stamps say which extras are installed; a changed requirement or C file installs again.
+# Stamp files record which extras are installed; a changed requirement or C file installs them again.
 SOURCES := pyproject.toml constraints.txt setup.py perceivers/kernels/separable.c
 
 .venv/.demo: .venv/bin/python $(SOURCES)

@@ -1,1 +1,1 @@
-"""Speed, always as a ratio against something on the same work in the same run."""
+"""Speed and memory, always relative to another implementation on the same work in the same run."""

@@ -1,4 +1,4 @@
-"""Whole models to compare, as data: a configuration of ours, and the peer that computes the same from the same weights."""
+"""Whole models to compare, as data: a configuration of ours, and the library that computes the same from the same weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ from perceivers.presets import PRESETS
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model.
+    """A model to compare.
 
     Attributes:
         config: Arguments of `Perceiver`.
-        peer: A file of `benchmarks.peers`.
-        bench: Whether `make bench` has it; the others are for `make bench-full`.
-        others: More of ours to time.
-        unbiased: Whether the peer has no biases of queries, keys and values, so that ours are zero.
+        peer: Name of the other library, a file of `benchmarks.peers`.
+        bench: Whether `make bench` includes it; `make bench-full` includes all.
+        others: Variants of our model to time as well.
+        unbiased: Whether the peer has no biases for queries, keys and values, so that ours must be zero.
     """
 
     config: dict[str, Any]
@@ -30,14 +30,14 @@ class Comparison:
 
 
 def _arguments(name: str) -> dict[str, Any]:
-    """Of `Perceiver`, for a published model."""
+    """Return the arguments of `Perceiver` for a published model."""
     return {key: value for key, value in PRESETS[name].items() if key != "model_class"}
 
 
-# The published models, pictures to latents. Both peers take the highest frequencies from the size of the picture.
+# The published models, from images to latents. Both peers derive the highest frequency from the image size.
 _FOURIER = {**_arguments("perceiver_imagenet_fourier"), "resolution": None, "num_classes": None}
 _FOURIER_1CROSS = {**_arguments("perceiver_imagenet_fourier_1cross"), "resolution": None, "num_classes": None}
-# What perceiver-pytorch has, pictures to logits.
+# As in perceiver-pytorch, from images to logits.
 _GEGLU = {
     "latent_layers_indice": None,
     "frequency_base": None,
@@ -48,8 +48,8 @@ _GEGLU = {
 
 COMPARISONS = {
     "fourier_1cross": Comparison(_FOURIER_1CROSS, "transformers", bench=True),
-    "fourier": Comparison(_FOURIER, "perceiver_io", bench=True, others=("latent_transformers", "checkpointing")),
-    # the example of perceiver-pytorch's README, nothing shared
+    "fourier": Comparison(_FOURIER, "krasserm", bench=True, others=("latent_transformers", "checkpointing")),
+    # The example of perceiver-pytorch's README, without shared weights.
     "perceiver_pytorch_readme": Comparison(
         {
             **_GEGLU,
@@ -68,7 +68,7 @@ COMPARISONS = {
         bench=True,
         unbiased=True,
     ),
-    # the published sizes, but feed-forwards as wide as perceiver-pytorch has them
+    # The published sizes, with feed-forwards as wide as those of perceiver-pytorch.
     "fourier_geglu": Comparison(
         {
             **_arguments("perceiver_imagenet_fourier"),
@@ -79,7 +79,7 @@ COMPARISONS = {
         "perceiver_pytorch",
         unbiased=True,
     ),
-    # few narrow latents, a large picture: reading the input is nearly all there is
+    # Few narrow latents and a large image, so that nearly all time is spent on the cross-attention.
     **{
         f"1024x1024_N{latents}_D256": Comparison(
             {**_FOURIER_1CROSS, "data_shape": [3, 1024, 1024], "num_latent_tokens": latents, "dim": 256}, "transformers"
@@ -92,10 +92,10 @@ QUICK = {"data_shape": [3, 12, 10], "num_bands": 4, "num_latent_tokens": 8, "dim
 
 
 def write(path: Path, config: dict[str, Any], *, unbiased: bool = False, **more: Any) -> None:
-    """Writes what `build` of a subject takes: the resolved configuration, random weights and one random input.
+    """Write the case that a subject's `build` takes: the resolved configuration, random weights and one random input.
 
-    Every parameter is random, also those that start as zeros or ones. Queries of the cross-attention are large, so that
-    attention is far from uniform: a wrong order of channels would hardly change an average of all inputs.
+    Every parameter is random, including those initialised to zeros or ones. The queries of the cross-attention are large, so
+    that attention is far from uniform; in an average of all inputs, a wrong order of channels would hardly be noticed.
     """
     torch.manual_seed(0)
     model = Perceiver(**config)

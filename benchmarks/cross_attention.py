@@ -1,12 +1,12 @@
-"""Cross-attention from latents to an encoded array: every implementation, and peers on the same weights.
+"""Cross-attention from latents to an encoded array: every implementation, and other libraries with the same weights.
 
     python -m benchmarks.cross_attention [--quick | --full] [--only PATTERN] [--keep]
 
-The work: content beside position tables in, attention of all latents out, before the output projection. For transformers
-that is concatenation and its `PerceiverSelfAttention`, for KeOps a formula (`benchmarks.peers.keops`), where it is installed
-(`python -m benchmarks.peers keops`) and takes seconds, not minutes. Results are compared before anything is timed. Ratios are
-against `dense`, above 1 is faster than it; how `dense` compares with transformers says whether they are honest. `--full` has
-more sizes, and one thread beside all. The last line is one JSON document.
+The work is the attention of all latents before the output projection, computed from content and position tables. For
+transformers, this is concatenation and its `PerceiverSelfAttention`; for KeOps, a formula (`benchmarks.peers.keops`), if it is
+installed (`python -m benchmarks.peers keops`) and takes seconds rather than minutes. Results are compared before anything is
+timed. Ratios are relative to `dense`, and above 1 is faster; they are fair as long as `dense` is about as fast as
+transformers. `--full` adds sizes, and runs with one thread as well as with all. The last line is a JSON document.
 """
 
 import json
@@ -24,14 +24,13 @@ from torch import Tensor
 from benchmarks.harness import MODES, Subject, differences, keep, parser, row, times
 from benchmarks.processes import Process
 from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
-from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures
 
 
 class Size(NamedTuple):
-    """One call: the array, its position features, the queries."""
+    """The sizes of one call: array, position features, queries."""
 
     grid: tuple[int, ...]
     content: int
@@ -51,17 +50,17 @@ MORE_SIZES = {
     "512x512_N512": Size((512, 512), content=3, bands=64, latents=512, heads=1, width=261),
     "56x56_N512_U64": Size((56, 56), content=64, bands=64, latents=512, heads=1, width=322),  # after a convolution
     "16x112x112_N512": Size((16, 112, 112), content=3, bands=32, latents=512, heads=1, width=198),  # video
-    "61440_N512": Size((61440,), content=1, bands=64, latents=512, heads=1, width=130),  # sound
+    "61440_N512": Size((61440,), content=1, bands=64, latents=512, heads=1, width=130),  # audio
 }
 QUICK = {"12x12_N16": Size((12, 12), content=3, bands=4, latents=16, heads=1, width=21)}
-DENSE_TO_TRANSFORMERS = 1.1  # dense is to take at most this times transformers' time
-KEOPS_PAIRS, KEOPS_PAIRS_FULL = 1 << 20, 1 << 22  # of queries and inputs: it takes 0.4 s for a million
+DENSE_TO_TRANSFORMERS = 1.1  # the aim: dense takes at most 1.1x the time of transformers
+KEOPS_PAIRS, KEOPS_PAIRS_FULL = 1 << 20, 1 << 22  # pairs of a query and an input; a million takes KeOps 0.4 s
 
 
 def main() -> None:
-    """Measures, prints a table, keeps rows where asked."""
+    """Measure, print a table, and append the rows to the results if `--keep` is given."""
     options = parser(__doc__, only="sizes")
-    options.add_argument("--full", action="store_true", help="all sizes, with one thread and with all")
+    options.add_argument("--full", action="store_true", help="all sizes, with one thread and with all threads")
     arguments = options.parse_args()
     rows = []
     all_threads = torch.get_num_threads()
@@ -77,14 +76,14 @@ def main() -> None:
 
 
 def compare(name: str, size: Size, quick: bool, keops_pairs: int) -> list[dict[str, Any]]:
-    """Checks and times everything that can do one size, with as many threads as PyTorch has now."""
+    """Compare results and time all subjects that can compute one size, with the current number of PyTorch threads."""
     work, rows = Work(size), []
     head = f"{name:16} {torch.get_num_threads():7}"
     with ExitStack() as stack:
         subjects, left_out = work.subjects()
         results = {what: subject.results() for what, subject in subjects.items()}
         if size.heads > 1 or size.latents * prod(size.grid) > keops_pairs:
-            left_out["keops"] = "several heads, or so large that it takes minutes"
+            left_out["keops"] = "several heads, or so many pairs that it takes minutes"
         else:
             try:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -108,12 +107,12 @@ def compare(name: str, size: Size, quick: bool, keops_pairs: int) -> list[dict[s
                 print(f"{head} {mode:8} {what:16} {line['p50_ms']:10.2f} {line['ratio_to_dense']:7.2f}")
                 rows.append(line)
             slowness = lines["transformers"]["ratio_to_dense"]
-            print(f"{head} {mode:8} dense takes {slowness:.2f} x transformers' time, to be at most {DENSE_TO_TRANSFORMERS}")
+            print(f"{head} {mode:8} dense takes {slowness:.2f}x the time of transformers (aim: {DENSE_TO_TRANSFORMERS}x)")
     return rows
 
 
 class Work:
-    """The tensors of one size, and what computes the same from them."""
+    """The tensors of one size, and the subjects that compute the same from them."""
 
     def __init__(self, size: Size) -> None:
         torch.manual_seed(0)
@@ -127,23 +126,25 @@ class Work:
         self.latents = torch.randn(1, size.latents, size.heads * size.width)
 
     def subjects(self) -> tuple[dict[str, Subject | Process], dict[str, str]]:
-        """What can do this size in this process, and why others cannot."""
+        """Return the subjects that can compute this size in this process, and for the others the reason why not."""
         leaves = list(self.theirs.parameters())
         subjects, left_out = {}, {}
-        for name, implementation in IMPLEMENTATIONS.items():
-            if reason := implementation.why_not(Call(**self.arguments())):
-                left_out[name] = reason
+        for name in IMPLEMENTATIONS:
+            try:
+                self.ours(name)
+            except ValueError as error:
+                left_out[name] = str(error)
             else:
                 subjects[name] = Subject(partial(self.ours, name), leaves)
         subjects["transformers"] = Subject(lambda: self.theirs(self.latents, inputs=self.tokens.encoded())[0], leaves)
         return subjects, left_out
 
     def ours(self, implementation: str) -> Tensor:
-        """Computes it with one of our implementations."""
+        """Compute the attention with one of our implementations."""
         return cross_attention(**self.arguments(), implementation=implementation).transpose(1, 2).flatten(-2)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of our operation."""
+        """Return the arguments of `cross_attention`."""
         theirs = self.theirs
         q_BNK = linear(theirs.layernorm1(self.latents), theirs.query.weight, theirs.query.bias)
         return {
@@ -158,12 +159,12 @@ class Work:
         }
 
     def case(self) -> dict[str, Any]:
-        """What a subject in another process takes."""
+        """Return the case that `build` of a subject in another process takes."""
         return {"weights": self.theirs.state_dict(), "latents": self.latents, "x": self.tokens.encoded()}
 
 
 def transformers_attention(latents_width: int, channels: int, heads: int, width: int) -> Any:
-    """Builds transformers' attention module with random weights."""
+    """Return an attention module of transformers with random weights."""
     from transformers import PerceiverConfig
     from transformers.models.perceiver.modeling_perceiver import PerceiverSelfAttention
 

@@ -1,4 +1,4 @@
-"""Times functions side by side and keeps rows with everything that is needed to read them later."""
+"""Times functions side by side, and stores the rows with everything needed to interpret them later."""
 
 import argparse
 import json
@@ -16,31 +16,31 @@ from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
 MODES = ("forward", "step")
-TOLERANCE = 1e-3  # of the largest number of a result: float32, up to 48 layers
+TOLERANCE = 1e-3  # relative to the largest value of a result: float32, up to 48 layers
 
 
 def parser(doc: str | None, only: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks have; `only` says what `--only` chooses from."""
+    """Return a parser with the options of all benchmarks; `only` names what `--only` selects from."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all of it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that everything runs")
     parser.add_argument("--only", default="*", metavar="PATTERN", help=f"{only} whose name matches")
     parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
     return parser
 
 
 class Subject:
-    """Something to measure.
+    """A function to measure.
 
     Args:
         function: Computes the output.
-        leaves: The parameters whose gradients a training step needs.
+        leaves: The parameters whose gradients a training step computes.
     """
 
     def __init__(self, function: Callable[[], Tensor], leaves: list[Tensor]) -> None:
         self.function, self.leaves = function, leaves
 
     def call(self, mode: str) -> None:
-        """Computes the output without gradients ("forward"), or with those of all leaves ("step", without an optimiser)."""
+        """Compute the output without gradients ("forward"), or with those of all leaves ("step", without an optimiser)."""
         if mode == "forward":
             with torch.no_grad():
                 self.function()
@@ -48,7 +48,7 @@ class Subject:
             self._step()
 
     def results(self) -> dict[str, Tensor]:
-        """The output of a step, and the gradient of the first leaf."""
+        """Return the output of a step and the gradient of the first leaf."""
         output, gradients = self._step()
         return {"output": output.detach(), "gradient": gradients[0]}
 
@@ -58,23 +58,23 @@ class Subject:
 
 
 def differences(what: str, results: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest difference of each result, relative to its largest number.
+    """Return the largest difference of each result, relative to its largest value.
 
     Raises:
-        AssertionError: If they are not the same: the speed of something else is of no interest.
+        AssertionError: If the results differ, so that their times cannot be compared.
     """
     errors = {}
     for name, true in wanted.items():
         assert results[name].shape == true.shape, f"{what}: {name} has shape {list(results[name].shape)}"
         errors[name] = ((results[name] - true).abs().max() / true.abs().max()).item()
-        assert errors[name] < TOLERANCE, f"{what}: {name} differs by {errors[name]:.2g} of its largest number"
+        assert errors[name] < TOLERANCE, f"{what}: {name} differs by {errors[name]:.2g} of its largest value"
     return errors
 
 
 def times(functions: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
-    """Calls the functions in turn for about `seconds` each and returns all times in milliseconds.
+    """Call the functions in turn for about `seconds` each, and return all times in milliseconds.
 
-    Taking turns spreads what else the machine does over all of them. The first call of each warms up and is not counted.
+    Taking turns spreads the machine's other work over all functions. The first call of each is a warmup and is not counted.
     """
     measured: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -89,7 +89,7 @@ def times(functions: Mapping[str, Callable[[], object]], seconds: float, at_leas
 
 
 def machine() -> dict[str, Any]:
-    """Commit, versions and device of this run."""
+    """Return the commit, versions and device of this run."""
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
 
 
 def row(measured: list[float], **facts: Any) -> dict[str, Any]:
-    """One line of results: the facts, and percentiles of the times in milliseconds."""
+    """Return one row of results: the facts, and percentiles of the times in milliseconds."""
     fifths = statistics.quantiles(measured, n=5, method="inclusive")
     percentiles = {"p20_ms": fifths[0], "p50_ms": statistics.median(measured), "p80_ms": fifths[3]}
     facts = {**facts, "threads": torch.get_num_threads()}
@@ -111,7 +111,7 @@ def row(measured: list[float], **facts: Any) -> dict[str, Any]:
 
 
 def keep(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Appends the rows to `results/{name}.jsonl`, each with the facts of the machine, and returns them."""
+    """Append the rows to `results/{name}.jsonl`, each with the facts of the machine, and return them."""
     RESULTS.mkdir(exist_ok=True)
     facts = machine()
     with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:

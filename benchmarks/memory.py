@@ -1,17 +1,17 @@
-"""Peak memory of a fresh process, at growing sizes of the picture, within a budget.
+"""Peak memory of a fresh process, at growing image sizes, within a budget.
 
     python -m benchmarks.memory [--quick] [--only PATTERN] [--budget GIB] [--seconds S] [--keep]
 
-Published models, a training step of them with activation checkpointing, their peers, and 3840 x 2160, which is for ours alone.
-For each a row:
+Published models, their training step with activation checkpointing, the same models in other libraries, and 3840 x 2160, which
+only ours can do. Each row has:
 
-    held_mib      what the process holds after imports and building the model, its weights and its input
-    peak_mib      the most it held from then on, through two calls
+    held_mib      memory of the process after imports, with the model, its weights and its input
+    peak_mib      peak memory of the process during the two calls that follow
     added_mib     the difference
-    first_ms, ms  times of the first call, which in ours imports PyTorch's compiler, and of the second
+    first_ms, ms  times of the first and the second call
 
-A process that passes the budget (`RLIMIT_DATA`: the kernel refuses) is out of memory, and larger sizes are not tried; nor
-are they after a call that took longer than `--seconds`. The last line is one JSON document.
+A process that exceeds the budget (`RLIMIT_DATA`) is out of memory. Larger sizes are then not tried, nor after a call that took
+longer than `--seconds`. The last line is a JSON document.
 """
 
 import argparse
@@ -28,38 +28,38 @@ from benchmarks.harness import MODES, keep, parser
 from benchmarks.processes import Failed, Process
 
 MODELS = ("fourier_1cross", "fourier")
-PICTURES = tuple((224 * 2**i, 224 * 2**i) for i in range(5))
+IMAGE_SIZES = tuple((224 * 2**i, 224 * 2**i) for i in range(5))
 COLUMNS = ("held_mib", "peak_mib", "added_mib", "first_ms", "ms")
-FOUR_K = (2160, 3840)  # beyond what the peers can hold
+FOUR_K = (2160, 3840)  # too large for the other libraries
 
 
 def main() -> None:
-    """Measures, prints a table, keeps rows where asked."""
+    """Measure, print a table, and append the rows to the results if `--keep` is given."""
     options = parser(__doc__, only="models")
-    options.add_argument("--budget", type=float, default=12, metavar="GIB", help="memory a process may hold (12)")
-    options.add_argument("--seconds", type=float, default=120, metavar="S", help="after a slower call, no larger size (120)")
+    options.add_argument("--budget", type=float, default=12, metavar="GIB", help="memory that a process may hold (12)")
+    options.add_argument("--seconds", type=float, default=120, metavar="S", help="no larger size after a slower call (120)")
     arguments = options.parse_args()
     rows = []
-    print(f"{'model':16} {'mode':8} {'what':14} {'picture':>12}" + "".join(f"{column:>11}" for column in COLUMNS))
+    print(f"{'model':16} {'mode':8} {'what':14} {'image':>12}" + "".join(f"{column:>11}" for column in COLUMNS))
     for name in MODELS:
         for what in ("ours", "checkpointing", COMPARISONS[name].peer):
             for mode in MODES if what != "checkpointing" else ("step",):
-                pictures = [(12, 10)] if arguments.quick else [*PICTURES, *([FOUR_K] if what == "ours" else [])]
+                image_sizes = [(12, 10)] if arguments.quick else [*IMAGE_SIZES, *([FOUR_K] if what == "ours" else [])]
                 if fnmatch(name, arguments.only):
-                    measured = grow(name, what, mode, pictures, arguments)
+                    measured = grow(name, what, mode, image_sizes, arguments)
                     rows += keep("memory", measured) if arguments.keep else measured
     print(json.dumps(rows))
 
 
 def grow(
-    name: str, what: str, mode: str, pictures: list[tuple[int, int]], arguments: argparse.Namespace
+    name: str, what: str, mode: str, image_sizes: list[tuple[int, int]], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Measures one subject once a size, smallest first, until it fails or gets too slow."""
+    """Measure one subject once per size, smallest first, until it fails or becomes too slow."""
     rows = []
-    for height, width in sorted(pictures):
-        facts = {"benchmark": "memory", "model": name, "mode": mode, "what": what, "picture": f"{height}x{width}"}
+    for height, width in sorted(image_sizes):
+        facts = {"benchmark": "memory", "model": name, "mode": mode, "what": what, "image_size": f"{height}x{width}"}
         facts |= {"threads": torch.get_num_threads(), "budget_gib": arguments.budget}
-        head = f"{name:16} {mode:8} {what:14} {facts['picture']:>12}"
+        head = f"{name:16} {mode:8} {what:14} {facts['image_size']:>12}"
         config = COMPARISONS[name].config | (QUICK if arguments.quick else {}) | {"data_shape": [3, height, width]}
         try:
             measured = measure(what, mode, config, arguments)
@@ -79,7 +79,7 @@ def grow(
 
 
 def measure(what: str, mode: str, config: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Two calls in a fresh process."""
+    """Return memory and times of two calls in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         case = Path(folder) / "case.pt"
         write(case, config)

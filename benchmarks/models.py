@@ -1,12 +1,12 @@
-"""Whole models and their peers with the same weights, on the same picture: inference, and a training step.
+"""Whole models in this and other libraries, with the same weights and image: inference and training steps.
 
     python -m benchmarks.models [--quick | --full] [--only PATTERN] [--keep]
 
-Each runs in its own process and environment (`python -m benchmarks.peers` makes them; what is not installed is left out,
-and said). Outputs, and gradients of the latents, are compared before anything is timed; then calls take turns. "forward" is
-without gradients; "step" is forward and backward to all parameters, without an optimiser. Ratios are the peer's time over
-ours. "latent_transformers" is our model with its cross-attention blocks left out: what remains when reading the input costs
-nothing; "checkpointing" is our model with activation checkpointing. The last line is one JSON document.
+Each runs in its own process and environment (created by `python -m benchmarks.peers`; libraries that are not installed are
+left out, with a note). Outputs and gradients of the latents are compared before anything is timed; then calls take turns.
+"forward" is without gradients; "step" is forward and backward to all parameters, without an optimiser. Ratios are the other
+library's time over ours. "latent_transformers" is our model without its cross-attention blocks, the lower bound of its time;
+"checkpointing" is our model with activation checkpointing. The last line is a JSON document.
 """
 
 import json
@@ -23,7 +23,7 @@ from benchmarks.processes import Process
 
 
 def main() -> None:
-    """Measures, prints a table, keeps rows where asked."""
+    """Measure, print a table, and append the rows to the results if `--keep` is given."""
     options = parser(__doc__, only="models")
     options.add_argument("--full", action="store_true", help="all comparisons, not only those of make bench")
     arguments = options.parse_args()
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def compare(name: str, comparison: Comparison, quick: bool) -> list[dict[str, Any]]:
-    """Builds, checks and times one comparison."""
+    """Build the models of one comparison, compare their results and time them."""
     rows = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

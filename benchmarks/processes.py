@@ -1,7 +1,7 @@
-"""Subjects in fresh processes, each with the interpreter of its own environment: the parent's side; `worker` is the other.
+"""Subjects in fresh processes, each with the interpreter of its own environment; `worker` is the child's side.
 
-A process waits while another one works, so that calls of several can take turns. A call costs about 0.1 ms more than in
-one process.
+A process waits while another one works, so that calls of several subjects can take turns. A call takes about 0.1 ms longer
+than in the same process.
 """
 
 import json
@@ -18,24 +18,24 @@ from benchmarks.peers import ROOT, interpreter
 
 
 class Failed(Exception):
-    """A subject could not do what it was asked: out of memory, or out of time."""
+    """A subject ran out of memory or time."""
 
 
 class Process:
-    """One subject, built and waiting; a context manager that ends it.
+    """A subject in a process, built and waiting for calls. As a context manager, it ends the process.
 
     Args:
-        subject: A file of `benchmarks.peers`, without its ending.
-        case: What its `build` takes, written by `torch.save`.
-        threads: Of PyTorch.
-        budget: Bytes of memory it may hold in all, enforced by the kernel; `None` for no limit.
-        seconds: How long building or one call may take.
+        subject: Name of a file of `benchmarks.peers`.
+        case: File with the case that its `build` takes, written by `torch.save`.
+        threads: Number of PyTorch threads. Defaults to that of this process.
+        budget: Bytes of memory that the process may hold, enforced by the operating system; `None` for no limit.
+        seconds: Time limit for building and for each call.
 
     Attributes:
-        facts: What it is: version of the peer, and MiB of memory held once it is built.
+        facts: Version of the peer, and memory held after building in MiB.
 
     Raises:
-        LookupError: If it is not installed.
+        LookupError: If the subject is not installed.
         Failed: If it cannot be built within the limits.
     """
 
@@ -62,18 +62,18 @@ class Process:
         self._child.communicate()
 
     def call(self, mode: str) -> dict[str, Any]:
-        """Calls the subject once, "forward" or "step"; returns its time in ms and its peak of memory so far in MiB."""
+        """Call the subject once, "forward" or "step"; return its time in ms and its peak memory so far in MiB."""
         return self._ask(mode)
 
     def results(self) -> dict[str, torch.Tensor]:
-        """The output of a step, and the gradient of the first leaf."""
+        """Return the output of a step and the gradient of the first leaf."""
         with tempfile.TemporaryDirectory() as folder:
             self._ask(f"{folder}/results.pt")
             return torch.load(f"{folder}/results.pt", weights_only=True)
 
-    def _ask(self, words: str) -> dict[str, Any]:
+    def _ask(self, request: str) -> dict[str, Any]:
         assert self._child.stdin is not None
-        self._child.stdin.write(f"{words}\n".encode())
+        self._child.stdin.write(f"{request}\n".encode())
         self._child.stdin.flush()
         return self._reply()
 
@@ -81,7 +81,7 @@ class Process:
         assert self._child.stdout is not None
         ready, _, _ = select.select([self._child.stdout], [], [], self._seconds)
         line = self._child.stdout.readline() if ready else b""
-        reply = json.loads(line) if line else {"failed": "died" if ready else f"more than {self._seconds:.0f} s"}
+        reply = json.loads(line) if line else {"failed": "ended unexpectedly" if ready else f"more than {self._seconds:.0f} s"}
         if "failed" in reply:
             self.__exit__()
             raise Failed(f"{self.subject}: {reply['failed']}")

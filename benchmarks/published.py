@@ -1,10 +1,10 @@
-"""What each published model gains: its cross-attentions with "auto" against "dense", forward, one sample.
+"""The cross-attentions of each published model, "auto" against "dense": forward, one sample.
 
     python -m benchmarks.published [--quick] [--only PATTERN] [--keep]
 
-"reads" is the first cross-attention to the inputs, block and all (norms, projections, feed-forward); "writes" is the whole
-decoder, 20,000 queries at a time, where these are made of positions. Random weights and inputs; results are compared before
-anything is timed. The last line is one JSON document.
+"reads" is the first cross-attention block to the inputs, with norms, projections and feed-forward; "writes" is the whole
+decoder, 20,000 queries at a time, for outputs whose queries are made from positions. Weights and inputs are random; results
+are compared before anything is timed. The last line is a JSON document.
 """
 
 import json
@@ -27,7 +27,7 @@ CHUNK = 20_000
 
 
 def main() -> None:
-    """Measures, prints a table, keeps rows where asked."""
+    """Measure, print a table, and append the rows to the results if `--keep` is given."""
     arguments = parser(__doc__, only="models").parse_args()
     rows = []
     print(f"{'model':40} {'part':7} {'sizes':>28} {'dense ms':>10} {'auto ms':>10} {'ratio':>7}")
@@ -41,18 +41,18 @@ def main() -> None:
 
 @torch.no_grad()
 def compare(name: str, seconds: float) -> list[dict[str, Any]]:
-    """Checks and times the two parts of one model."""
+    """Compare results and time the parts of one model."""
     torch.manual_seed(0)
     model, rows = create_model(name).eval(), []
-    for parameter in model.parameters():  # also those that start at zero, whose results would all be zero
+    for parameter in model.parameters():  # including those initialised to zero, which would make results zero
         parameter.normal_(std=(parameter.shape[-1] if parameter.ndim > 1 else 4) ** -0.5)
     for part, (sizes, call) in parts(model, example_inputs(name)).items():
         calls: dict[str, Callable[[], Tensor]] = {}
         for implementation in ("dense", "auto"):
             calls[implementation] = partial(run, model, implementation, call)
-        results = {implementation: {"output": one()} for implementation, one in calls.items()}
+        results = {implementation: {"output": call()} for implementation, call in calls.items()}
         differences(name, results["auto"], results["dense"])
-        sizes += f" -> {results['dense']['output'].numel()} numbers" if part == "writes" else ""
+        sizes += f" -> {results['dense']['output'].numel()} values" if part == "writes" else ""
         lines = {
             what: row(ms, benchmark="published", model=name, part=part, sizes=sizes, what=what)
             for what, ms in times(calls, seconds=seconds, at_least=2 if part == "writes" else 3).items()
@@ -65,14 +65,14 @@ def compare(name: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def run(model: Perceiver | PerceiverIO, implementation: str, call: Callable[[], Tensor]) -> Tensor:
-    """Calls a part of a model with one implementation."""
+    """Call a part of a model with one implementation."""
     model.set_attention_implementation(implementation)
     return call()
 
 
 def parts(model: Perceiver | PerceiverIO, x: Any) -> dict[str, tuple[str, Callable[[], Tensor]]]:
-    """For each part of a model its sizes and what computes it."""
-    x = tree_map(lambda one: torch.randn_like(one) if one.is_floating_point() else one, x)
+    """Return the sizes and the function of each part of a model."""
+    x = tree_map(lambda leaf: torch.randn_like(leaf) if leaf.is_floating_point() else leaf, x)
     tokens = model.tokens(x)
     latents, block = model.encoder.latents[None], cast(CrossAttentionBlock, model.encoder.cross_attentions[0])
     sizes = f"{len(latents[0])} x {sum(group.num_inputs for group in tokens)} x {tokens[0].num_channels}"
@@ -83,8 +83,8 @@ def parts(model: Perceiver | PerceiverIO, x: Any) -> dict[str, tuple[str, Callab
 
 
 def flat(results: Tensor | dict[str, Tensor]) -> Tensor:
-    """All results of a model, one behind another."""
-    return results.flatten() if isinstance(results, Tensor) else torch.cat([one.flatten() for one in results.values()])
+    """Return all results of a model, concatenated."""
+    return results.flatten() if isinstance(results, Tensor) else torch.cat([result.flatten() for result in results.values()])
 
 
 if __name__ == "__main__":

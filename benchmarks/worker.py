@@ -1,8 +1,8 @@
-"""Holds one subject in a fresh process and calls it when told to; started by `benchmarks.processes`, which is the other side.
+"""The child process of `benchmarks.processes`: builds one subject and calls it on request.
 
     python -m benchmarks.worker SUBJECT CASE THREADS BUDGET
 
-It runs in the environments of peers, so what it imports needs nothing but PyTorch and the peer.
+It runs in the environments of other libraries, so its imports need nothing but PyTorch and that library.
 """
 
 import gc
@@ -24,10 +24,10 @@ from benchmarks.peers import PEERS
 
 
 def main() -> None:
-    """Builds, says so, and obeys lines of standard input until it ends. Every answer is one line of JSON."""
+    """Build the subject, then serve one request per line of standard input; every answer is one line of JSON."""
     subject, case, threads, budget = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a peer prints is no answer
+    os.dup2(2, 1)  # a library may print, but not among the answers
 
     def answer(**facts: Any) -> None:
         print(json.dumps(facts), file=answers, flush=True)
@@ -42,11 +42,11 @@ def main() -> None:
         forget_peak()
         answer(version=version(subject), held_mib=peak_mib())
         for line in sys.stdin:
-            words, start = line.strip(), time.perf_counter()
-            if words in MODES:
-                held.call(words)
-            else:  # where to write results
-                torch.save(held.results(), words)
+            request, start = line.strip(), time.perf_counter()
+            if request in MODES:
+                held.call(request)
+            else:  # a path to write the results to
+                torch.save(held.results(), request)
             answer(ms=(time.perf_counter() - start) * 1e3, peak_mib=peak_mib())
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
@@ -55,10 +55,9 @@ def main() -> None:
 
 
 def peak_mib() -> float:
-    """The most memory this process held so far, or since `forget_peak`, in MiB.
+    """Return the peak memory of this process so far, or since `forget_peak`, in MiB.
 
-    Linux says so itself. Not `ru_maxrss`, which starts at what the parent held when it started this process; elsewhere
-    there is nothing else.
+    Linux reports it in /proc. Elsewhere it is `ru_maxrss`, which includes the parent's memory when it started the process.
     """
     with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -68,13 +67,13 @@ def peak_mib() -> float:
 
 
 def forget_peak() -> None:
-    """Makes the peak what is held now. Linux only; elsewhere what building took stays in it."""
+    """Reset the peak to the memory held now. Linux only; elsewhere the peak includes building."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def version(subject: str) -> str:
-    """Of the peer's package; empty for our own."""
+    """Return the version of the peer's package; empty for our own."""
     if subject not in PEERS:
         return ""
     names = importlib.metadata.packages_distributions()[PEERS[subject].module]

@@ -19,7 +19,6 @@ COMMANDS = {
     "test": ("perceivers.training.run", "evaluate", ("test",), "the same on its test samples"),
     "predict": ("perceivers.cli.predict", "predict", (), "what a trained model says of new files"),
     "convert": ("perceivers.cli.convert", "main", (), "weights from one format to another"),
-    "data": ("perceivers.training.sets", "main", (), "download well-known data sets"),
     "explain": ("perceivers.cli.predict", "explain", (), "where a trained model looks, as pictures"),
     "info": ("perceivers.cli.info", "main", (), "what is installed here (the default); info MODEL: what a model is"),
 }

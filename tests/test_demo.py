@@ -1,4 +1,4 @@
-"""The main job as a user runs it, on small data: numbers, picture, the same result for the same seed, clear errors."""
+"""The demo as users run it, on small data: numbers, figure, the same result for the same seed, clear errors."""
 
 import os
 import re
@@ -16,23 +16,22 @@ DEMO = [sys.executable, "examples/Perceiver/demo.py"]
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """200 pictures of crosses and rings, 12 x 12."""
+    """200 images of crosses and rings, 12 x 12."""
     rng = np.random.default_rng(0)
     x, y = np.zeros((200, 12, 12), np.uint8), np.arange(200) % 2
-    for picture, kind in zip(x, y, strict=True):
+    for image, kind in zip(x, y, strict=True):
         i, j = rng.integers(3, 9, 2)
         if kind:
-            picture[i - 2 : i + 3, j] = picture[i, j - 2 : j + 3] = 255
+            image[i - 2 : i + 3, j] = image[i, j - 2 : j + 3] = 255
         else:
-            picture[i - 2 : i + 3, j - 2 : j + 3] = 255
-            picture[i - 1 : i + 2, j - 1 : j + 2] = 0
+            image[i - 2 : i + 3, j - 2 : j + 3] = 255
+            image[i - 1 : i + 2, j - 1 : j + 2] = 0
     file = tmp_path_factory.mktemp("data") / "shapes.npz"
     np.savez(file, x=x, y=y)
     return file
 
 
 def run(*arguments, check=True):
-    # Its first part, the README's model, takes ten seconds; no test but the slow one needs it.
     environment = {**os.environ, "COLUMNS": "200", "MPLBACKEND": "agg"}
     return subprocess.run(
         [*DEMO, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=check, env=environment, timeout=550
@@ -40,11 +39,11 @@ def run(*arguments, check=True):
 
 
 def test_trains_and_draws(shapes, tmp_path):
-    output = tmp_path / "new" / "picture.png"
+    output = tmp_path / "new" / "figure.png"
     done = run("--data", shapes, "--steps", 60, "--output", output)
     assert "Perceiver of the README: 44,140,556 parameters" in done.stdout
-    assert re.search(r"one picture: \[1, 1, 224, 224\] -> \[1, 512\] in \d+\.\d s", done.stdout)
-    assert "160 pictures to train, 40 to test" in done.stdout
+    assert re.search(r"one image: \[1, 1, 224, 224\] -> \[1, 512\] in \d+\.\d s", done.stdout)
+    assert "160 training images, 40 test images" in done.stdout
     accuracies = dict(re.findall(r"^  (.+?) +(\d+\.\d)%$", done.stdout, re.MULTILINE))
     assert list(accuracies)[:3] == ["logistic regression", "3 nearest neighbours", "support vectors (RBF)"]
     assert float(next(v for k, v in accuracies.items() if k.startswith("Perceiver"))) >= 90
@@ -104,6 +103,6 @@ def test_make_demo_runs_it():
 
 @pytest.mark.slow
 def test_whole_demo(tmp_path):
-    """The claim of the README, at full length: at least 96 % of the test digits."""
+    """The README's claim, at full length: at least 96% test accuracy."""
     done = run("--output", tmp_path / "demo.png")
     assert float(re.search(r"^  Perceiver, \d+ s +(\d+\.\d)%$", done.stdout, re.MULTILINE)[1]) >= 96

@@ -1,4 +1,4 @@
-"""Every code block of the README and of the pages of docs/: Python runs; shell lines are known and tested where they say."""
+"""Every code block of the README and of docs/: Python blocks run, shell lines are tested in the named place."""
 
 import re
 import subprocess
@@ -28,10 +28,10 @@ TESTED = {
     "pip install -c constraints.txt .": "tools/wheel_test.py",
     "pip install 'perceivers[train]'": "make test installs the extra",
     "perceivers fit photos": "tests/training/test_documented.py runs such lines",
-    "perceivers predict runs/photos-1 new.jpg": "the same",
-    "perceivers explain runs/photos-1 new.jpg": "the same",
-    "perceivers pretrain photos --output learned": "the same",
-    "perceivers fit --resume runs/photos-1": "the same",
+    "perceivers predict runs/photos-1 new.jpg": "tests/training/test_documented.py runs such lines",
+    "perceivers explain runs/photos-1 new.jpg": "tests/training/test_documented.py runs such lines",
+    "perceivers pretrain photos --output learned": "tests/training/test_documented.py runs such lines",
+    "perceivers fit --resume runs/photos-1": "tests/training/test_documented.py runs such lines",
 }
 
 
@@ -42,7 +42,7 @@ def test_python_blocks_run():
 
 
 def test_the_usage_block_is_the_original_one():
-    """Names, order and values of the first README of the project."""
+    """Names and order of the arguments in the project's first README."""
     block = next(block for language, block in BLOCKS if language == "python")
     assert block.startswith("from models.perceiver import Perceiver\n\nperceiver = Perceiver(\n    data_shape=[1, 224, 224],")
     names = re.findall(r"^    (\w+)=", block, re.MULTILINE)
@@ -88,13 +88,12 @@ def test_documentation_runs(page):
         subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], check=True, cwd=ROOT, timeout=300)
 
 
-def test_the_table_of_models_is_right():
-    """The same in the README and the documentation, with the parameters that the models have."""
-    table = (ROOT / "docs" / "_models.md").read_text()
-    assert table in README
-    named = dict(re.findall(r"`(perceiver_\w+)` \| ([\d,]+)", table))
-    published = {name for name in list_models() if not name.endswith(("_tiny", "_small"))}
-    assert named.keys() == published
-    for name, count in named.items():
+def test_tables_of_models():
+    """The table of the documentation has all published models; every parameter count, also in the README, is the model's."""
+    counts = r"`(perceiver_\w+)` \| ([\d,]+)"
+    documented = re.findall(counts, (ROOT / "docs" / "_models.md").read_text())
+    assert {name for name, _ in documented} == {name for name in list_models() if not name.endswith(("_tiny", "_small"))}
+    for name, count in {*documented, *re.findall(counts, README)}:
         with torch.device("meta"):
-            assert sum(p.numel() for p in create_model(name).parameters()) == int(count.replace(",", ""))
+            model = create_model(name)
+        assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == count, name

@@ -1,7 +1,8 @@
-"""Builds the wheel, installs it without extras in a clean environment, and runs the tests where no checkout is in sight.
+"""Builds the wheel, installs it without extras in a clean environment, and runs the tests without the checkout.
 
-What users install must be whole: tests that need the repository itself are left out by their marker, `checkout`, and those
-that need a package of an extra skip themselves.
+    python -m tools.wheel_test [ARGUMENTS OF PYTEST]
+
+Tests that need the repository are marked `checkout` and left out; tests that need an extra skip themselves.
 """
 
 import os
@@ -10,54 +11,44 @@ import subprocess
 import sys
 import tempfile
 import venv
-import zipfile
 from pathlib import Path
+
+from tools.check_dist import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_TOOLS = ["pytest", "hypothesis", "packaging"]
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status of the tests; `arguments` go to pytest."""
+    """Run the tests on the installed wheel and return their exit status; `arguments` are passed to pytest."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder)
         source = temporary / "source"
-        # A copy, so that neither stale build folders get into the wheel nor new ones into the checkout.
-        hidden = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
-        shutil.copytree(ROOT, source, ignore=hidden)
+        # Build from a copy: no stale build folder gets into the wheel, and none is left in the checkout.
+        ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "__pycache__")
+        shutil.copytree(ROOT, source, ignore=ignored)
         run(sys.executable, "-m", "build", "--wheel", "--outdir", temporary / "dist", source)
         (wheel,) = (temporary / "dist").glob("*.whl")
-        check_names(wheel)
+        if found := problems(wheel):
+            raise SystemExit("\n".join(found))
 
         venv.create(temporary / "venv", with_pip=True)
-        python = temporary / "venv" / "bin" / "python"
+        python = temporary / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-q", "-c", ROOT / "constraints.txt")
         run(*pip, wheel, *TEST_TOOLS)
 
         away = temporary / "away"
-        shutil.copytree(ROOT / "tests", away / "tests", ignore=hidden)
+        shutil.copytree(ROOT / "tests", away / "tests", ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", away)
-        required = [
-            name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name not in ("", "peers", "training")
-        ]
-        environment = {**os.environ, "PERCEIVERS_REQUIRE": ",".join(required)}
+        # Peers and the training extra are not installed here.
+        required = {name for name in os.environ.get("PERCEIVERS_REQUIRE", "").split(",") if name} - {"peers", "training"}
+        environment = {**os.environ, "PERCEIVERS_REQUIRE": ",".join(sorted(required))}
         command = [python, "-m", "pytest", "-q", "-m", "not checkout and not slow", *arguments]
         return subprocess.run(command, cwd=away, env=environment).returncode
 
 
-def check_names(wheel: Path) -> None:
-    """Fails where the wheel holds anything but the package."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-    top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    if top != {"perceivers"}:
-        raise SystemExit(f"{wheel.name} holds {sorted(top)}, not only perceivers: see packages in pyproject.toml")
-    if "perceivers/py.typed" not in names:
-        raise SystemExit(f"{wheel.name} lacks perceivers/py.typed")
-
-
 def run(*command: object) -> None:
-    """Runs a command, ending with its status where it fails."""
+    """Run a command; raise if it fails."""
     subprocess.run([str(part) for part in command], check=True)
 
 

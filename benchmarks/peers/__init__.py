@@ -1,10 +1,10 @@
-"""What this library is compared with: where each peer is installed, and how it computes what we compute.
+"""The other libraries ("peers") that this one is compared with: how each is installed, and how it computes the same.
 
-Each file here but this one and `__main__` is named after a subject and has one function, `build(case)`, which returns a
-function of no argument and the tensors whose gradients a training step needs. A subject runs in a process of its own
-(`benchmarks.processes`), with the interpreter of its own environment, because peers pin versions that exclude each other:
+Each file here except this one and `__main__` is named after a subject and has a function `build(case)`, which returns a
+function without arguments and the tensors whose gradients a training step computes. A subject runs in its own process
+(`benchmarks.processes`) and environment, because peers pin conflicting versions:
 
-    python -m benchmarks.peers [NAME ...]    makes .venv-peers/NAME, those that are missing
+    python -m benchmarks.peers [NAME ...]    creates .venv-peers/NAME if it is missing
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
-MADE = "made"  # an environment without this file is not complete
+MADE = "made"  # an environment without this file is incomplete
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Peer:
     """How a peer is installed.
 
     Attributes:
-        module: What it is imported as.
-        installs: The arguments of `pip install`, one call each.
+        module: Name of its top-level module.
+        installs: Arguments of `pip install`, one call each.
     """
 
     module: str
@@ -33,8 +33,8 @@ class Peer:
 PEERS = {
     "transformers": Peer("transformers", ("transformers>=5.0",)),
     "perceiver_pytorch": Peer("perceiver_pytorch", ("perceiver-pytorch>=0.11",)),
-    # It says that it needs Python below 3.11, and pins training frameworks that its models do not import.
-    "perceiver_io": Peer(
+    # perceiver-io by krasserm requires Python below 3.11, and pins training frameworks that its models do not import.
+    "krasserm": Peer(
         "perceiver",
         (
             "einops setuptools wheel",
@@ -42,16 +42,16 @@ PEERS = {
             "--no-deps --no-build-isolation fairscale==0.4.13",
         ),
     ),
-    # Compiles formulas when they are first called: needs a C++ compiler.
+    # Compiles formulas at their first call, which needs a C++ compiler.
     "keops": Peer("pykeops", ("pykeops==2.3",)),
 }
 
 
 def interpreter(subject: str) -> Path:
-    """The Python that runs a subject: of the peer's environment, else this one where it has the peer.
+    """Return the Python that runs a subject: that of the peer's environment, or this one if it has the peer.
 
     Raises:
-        LookupError: If the peer is installed in neither; the message says what to do.
+        LookupError: If the peer is installed in neither; the message gives the command that installs it.
     """
     peer = PEERS.get(subject)
     if peer is None:

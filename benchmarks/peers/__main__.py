@@ -1,4 +1,4 @@
-"""Makes the environments of the peers: `python -m benchmarks.peers [NAME ...]`, all of them without a name."""
+"""Creates the environments of the peers: `python -m benchmarks.peers [NAME ...]`, all of them without a name."""
 
 import argparse
 import subprocess
@@ -8,19 +8,19 @@ from benchmarks.peers import ENVIRONMENTS, MADE, PEERS, ROOT
 
 
 def main() -> None:
-    """Makes those that are missing; one that fails does not keep the others from being made."""
+    """Create the missing environments. If one fails, the others are created all the same."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PEERS))
     names = parser.parse_args().names or list(PEERS)
     if unknown := set(names) - set(PEERS):
-        parser.error(f"{', '.join(sorted(unknown))}: no such peer, there are {', '.join(PEERS)}")
+        parser.error(f"{', '.join(sorted(unknown))}: not a peer, must be one of {', '.join(PEERS)}")
     failed = [name for name in names if not make(name)]
     if failed:
         raise SystemExit(f"not installed, see above: {', '.join(failed)}")
 
 
 def make(name: str) -> bool:
-    """Makes one environment with the version of PyTorch that ours has; returns whether it is there."""
+    """Create one environment with this environment's version of PyTorch; return whether it is complete."""
     folder = ENVIRONMENTS / name
     if (folder / MADE).exists():
         return True

@@ -1,4 +1,4 @@
-"""Our model with activation checkpointing: a training step computes its layers forward twice, and keeps little."""
+"""Our model with activation checkpointing, whose training step computes each layer twice and stores little."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,5 +9,5 @@ from benchmarks.peers import ours
 
 
 def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Returns the same as `ours`."""
+    """Return the model on its input, and its parameters, latents first."""
     return ours.build({**case, "grad_checkpointing": True})

@@ -1,8 +1,8 @@
-"""Cross-attention with KeOps, which reduces over formulas of pairs without the matrix of scores.
+"""Cross-attention with KeOps, which reduces formulas over pairs without storing the matrix of scores.
 
-Its formulas read vectors of a query and of an input, so that a row of a table must be copied to each input that has it: the
-score is the folded one over all channels, which is the fastest of those tried (OneHot products with short tables took twice
-as long, one batch entry a row of the picture the same). Compiled formulas are kept beside the environment.
+Its formulas read one vector per query and one per input, so position tables must be expanded to all inputs. The score is the
+folded one over all channels, the fastest formula of those tried: OneHot products with short tables took twice as long, one
+batch entry per row of the image just as long. Compiled formulas are stored in the environment's folder.
 """
 
 import os
@@ -20,7 +20,7 @@ from pykeops.torch import Genred  # pyright: ignore[reportMissingImports]
 
 
 def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Returns the attention of one head on its encoded input, and its parameters."""
+    """Return the attention of one head on its encoded input, and its parameters."""
     pykeops.set_verbose(False)
     weights = {name: weight.requires_grad_() for name, weight in case["weights"].items()}
     latents, x = case["latents"][0], case["x"][0]
@@ -41,4 +41,4 @@ def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
         y = attend(folded - folded.mean(1, keepdim=True), x, rho)
         return linear("value", gamma * (y - y.mean(1, keepdim=True)) + beta)[None]
 
-    return call, [weight for name, weight in weights.items() if name != "key.bias"]  # it cancels in the softmax
+    return call, [weight for name, weight in weights.items() if name != "key.bias"]  # the bias of keys cancels in the softmax

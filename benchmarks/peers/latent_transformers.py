@@ -1,4 +1,4 @@
-"""Our model with all cross-attention blocks left out: what remains when reading the input costs nothing."""
+"""Our model without its cross-attention blocks: the lower bound of its time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from perceivers import Perceiver
 
 
 def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Returns the latent transformers on the initial latents, and their parameters."""
+    """Return the latent transformers on the initial latents, and their parameters."""
     model = Perceiver(**case["config"])
     model.load_state_dict(case["weights"])
     stacks = nn.Sequential(*(stack for _, stack in model.encoder.layers()))

@@ -1,4 +1,4 @@
-"""Our model, for `benchmarks.models`: logits where it has a head, latents where it has none."""
+"""Our model: logits if it has a head, else latents."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from perceivers import Perceiver
 
 
 def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Returns the model on its input, and its parameters, latents first."""
+    """Return the model on its input, and its parameters, latents first."""
     model = Perceiver(**case["config"], attention_implementation=case.get("implementation", "auto"))
     model.load_state_dict(case["weights"])
     model.set_grad_checkpointing(case.get("grad_checkpointing", False))

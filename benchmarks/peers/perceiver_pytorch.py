@@ -1,7 +1,7 @@
-"""perceiver-pytorch's `Perceiver`, logits, its own Fourier features included.
+"""perceiver-pytorch's `Perceiver`, up to the logits, with its own Fourier features.
 
-Its queries, keys and values have no biases (ours are zero in a comparison), its feed-forwards are geglu, a norm precedes the
-head, and where it shares layers it shares all but the first, latent transformers too.
+Its queries, keys and values have no biases (ours are zero in a comparison), its feed-forwards are GEGLU, and a norm precedes
+the head. If it shares layers, it shares all but the first, including the latent transformers.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ FEED_FORWARD = {
 
 
 def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Returns the model on its input, and its parameters, latents first."""
+    """Return the model on its input, and its parameters, latents first."""
     ours = case["config"]
     channels, *axes = ours["data_shape"]
     layers, depth = ours["layers_indice"], ours["num_latent_transformers_in_layers"][0]
@@ -57,7 +57,7 @@ def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
 
 
 def attention(weights: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
-    """The entries of one attention; keys and values are one linear map."""
+    """Return the entries of one attention; keys and values are one linear layer."""
     to_q, to_k, to_v = (weights[f"{ours}attention.{name}.weight"] for name in ("to_q", "to_k", "to_v"))
-    maps = {f"{theirs}fn.to_q.weight": to_q, f"{theirs}fn.to_kv.weight": torch.cat([to_k, to_v])}
-    return maps | renamed(weights, theirs, ours, ATTENTION)
+    projections = {f"{theirs}fn.to_q.weight": to_q, f"{theirs}fn.to_kv.weight": torch.cat([to_k, to_v])}
+    return projections | renamed(weights, theirs, ours, ATTENTION)

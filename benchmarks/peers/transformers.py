@@ -1,6 +1,6 @@
-"""transformers' `PerceiverModel` without a decoder: picture to latents, its own preprocessor included.
+"""transformers' `PerceiverModel` without a decoder: from images to latents, with its own preprocessor.
 
-It has one cross-attention, and one stack of latent layers, applied several times.
+It has one cross-attention and one stack of latent layers, which is applied several times.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LAYER = {
 
 
 def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Returns the model on its input, and its parameters, latents first."""
+    """Return the model on its input, and its parameters, latents first."""
     ours = case["config"]
     channels, *axes = ours["data_shape"]
     (depth,) = ours["num_latent_transformers_in_layers"]

@@ -1,6 +1,6 @@
 """Our weights under a peer's names.
 
-A peer's file has tables of names, theirs to ours, and says in which order the channels of its position features come.
+A peer's file has tables of names, theirs to ours, and chooses the order of the channels of its position features.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def renamed(weights: Mapping[str, Tensor], theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Entries of our state dict under their names: `{theirs}{name}.weight` for `{ours}{names[name]}.weight`, and biases."""
+    """Return weights and biases under their names: `{ours}{names[name]}.weight` as `{theirs}{name}.weight`."""
     return {
         f"{theirs}{name}.{kind}": weights[f"{ours}{our_name}.{kind}"]
         for name, our_name in names.items()
@@ -20,7 +20,7 @@ def renamed(weights: Mapping[str, Tensor], theirs: str, ours: str, names: Mappin
 
 
 def reordered(weights: Mapping[str, Tensor], columns: list[int]) -> dict[str, Tensor]:
-    """Our state dict for inputs whose channels come in a peer's order; `columns` has, for each channel of ours, theirs."""
+    """Return our state dict for inputs with a peer's order of channels; `columns[i]` is their index of our channel i."""
     order = torch.tensor(columns).argsort()
     per_channel = ("inputs_norm.weight", "inputs_norm.bias", "to_k.weight", "to_v.weight")
     return {
@@ -30,7 +30,7 @@ def reordered(weights: Mapping[str, Tensor], columns: list[int]) -> dict[str, Te
 
 
 def coordinates_sines_cosines(content: int, axes: int, bands: int) -> list[int]:
-    """For each channel of ours, theirs where all coordinates come first, then the sines of all axes, then the cosines."""
+    """Return their index of each of our channels, for the order: all coordinates, the sines of all axes, the cosines."""
     columns = list(range(content))
     for a in range(axes):
         sines = content + axes + a * bands
@@ -39,7 +39,7 @@ def coordinates_sines_cosines(content: int, axes: int, bands: int) -> list[int]:
 
 
 def sines_cosines_coordinate(content: int, axes: int, bands: int) -> list[int]:
-    """For each channel of ours, theirs where each axis has its sines, then its cosines, then its coordinate."""
+    """Return their index of each of our channels, for the order, per axis: sines, cosines, coordinate."""
     columns, width = list(range(content)), 2 * bands + 1
     for start in range(content, content + axes * width, width):
         columns += [start + width - 1, *range(start, start + width - 1)]

@@ -2,7 +2,6 @@
 
 The rules, in order; what was chosen is said in `Recognised.facts`:
 
-- The name of a set that `perceivers data prepare` fetched is that set.
 - `hub:NAME` is a data set on the hub, a folder with `dataset_info.json` or `dataset_dict.json` one saved by `datasets`.
 - A folder with `x.npy` and `y.npy` is arrays, an `.npz` file with `x` and `y` likewise, or with `x_train`, `y_train`,
   `x_test`, `y_test`; clouds of points [n, m, 2 or 3] are named `points`, `points_train` and so on, not x. What is not
@@ -25,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from perceivers.training.sets import SETS, cache
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
@@ -86,10 +83,8 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
     if path.startswith("hub:"):
         return _from_datasets(load_dataset(path.removeprefix("hub:")), target, task)
     place = Path(path)
-    if not place.exists() and path in SETS and (cache() / SETS[path].file).exists():
-        place = cache() / SETS[path].file
     if not place.exists():
-        raise ValueError(f"PATH {path}: there is no such file or folder{_prepared(path)}")
+        raise ValueError(f"PATH {path}: there is no such file or folder")
     if place.is_file():
         if place.suffix in (".npz", ".npy"):
             try:
@@ -116,10 +111,6 @@ def recognise(path: str, *, target: str | None = None, task: str | None = None) 
         found = {name: place / f"{name}.npy" for name in names if (place / f"{name}.npy").exists()}
         return _from_arrays({name: np.load(file, mmap_mode="r") for name, file in found.items()}, path, task)
     return _from_folders(place, task)
-
-
-def _prepared(path: str) -> str:
-    return f": fetch it with perceivers data prepare {path}" if path in SETS else ""
 
 
 def read_table(path: Path) -> Any:

@@ -1,7 +1,7 @@
-"""The encoder of krasserm's perceiver-io, the peer that can share weights as the published ImageNet model does.
+"""The encoder of perceiver-io by krasserm, the only peer that can share weights as the published ImageNet model does.
 
-Its own adapter for pictures lies beside training code that needs Lightning; the one here is made of the same parts.
-Not in this project's own environment, hence the marks for the type checker.
+Its own image adapter is in a module with training code that needs Lightning; the adapter here is made of the same parts. The
+library is not installed in this project's environment, hence the comments for the type checker.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ SELF = {name: ours for name, ours in ATTENTION.items() if name not in ("0.module
 
 
 class Pixels(InputAdapter):
-    """Pictures `[B, H, W, C]` beside Fourier features, which are made once."""
+    """Images `[B, H, W, C]` concatenated with Fourier features, which are computed once."""
 
     def __init__(self, channels: int, axes: list[int], bands: int) -> None:
         positions = FourierPositionEncoding(tuple(axes), bands)
@@ -40,12 +40,12 @@ class Pixels(InputAdapter):
         self.positions = positions
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns `[B, M, C]`."""
+        """Return `[B, M, C]`."""
         return torch.cat([x.flatten(1, -2), self.positions(len(x))], dim=-1)
 
 
 def build(case: dict[str, Any]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Returns the encoder on its input, and its parameters, latents first."""
+    """Return the encoder on its input, and its parameters, latents first."""
     ours = case["config"]
     channels, *axes = ours["data_shape"]
     (depth,) = ours["num_latent_transformers_in_layers"]
