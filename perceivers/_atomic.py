@@ -1,4 +1,4 @@
-"""Files of a run that a crash at any moment leaves whole: what is there is old or new, never half."""
+"""Files that a crash at any moment leaves complete: each is the old one or the new one, never half of one."""
 
 import errno
 import os
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY = ".tmp"  # end of the name of a file that is being written
+TEMPORARY = ".tmp"  # suffix of a file that is being written
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write; at the end it takes the place of the one at the path, and is on the disk.
+    """Provide a file to write; at the end, it replaces the one at the path, and is on the disk.
 
-    Written beside it under another name, synced, renamed, and the folder synced; a failure leaves the old file. A process
-    that is killed leaves the other name too, see `sweep`.
+    It is written beside the old one under a temporary name, synced, renamed, and the folder synced; a failure leaves the old
+    file. A process that is killed also leaves the temporary file, see `sweep`.
 
     Raises:
-        OSError: If the disk is full, with a message that says so and names the path.
+        OSError: If the disk is full; the message names the path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +69,13 @@ def _sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a killed process left of files that it was writing."""
+    """Remove the temporary files that a killed process left."""
     for file in folder.glob(f".*{TEMPORARY}"):
         file.unlink(missing_ok=True)
 
 
 def _full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error: torch's writer wraps what the system said."""
+    """Return whether a full disk caused an error, which torch's writer wraps in errors of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

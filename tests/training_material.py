@@ -18,7 +18,7 @@ TINY = [
 ]
 
 
-def pictures(folder: Path, count: int = 160) -> Path:
+def images(folder: Path, count: int = 160) -> Path:
     """Class folders of the digits 0 and 1, 8 x 8."""
     digits = load_digits(n_class=2)
     for i in range(count):
@@ -35,7 +35,7 @@ def arrays(path: Path, count: int = 240) -> Path:
     return path
 
 
-def sounds(folder: Path, count: int = 24) -> Path:
+def audio(folder: Path, count: int = 24) -> Path:
     """Class folders of decaying tones, low and high, 0.1 to 0.2 seconds at 8 kHz, with noise."""
     generator = np.random.default_rng(0)
     for i in range(count):
@@ -51,7 +51,7 @@ def sounds(folder: Path, count: int = 24) -> Path:
 
 
 def videos(folder: Path, count: int = 16) -> Path:
-    """Class folders of squares that move to the left and to the right, 6 to 9 frames of 32 x 32."""
+    """Class folders of squares that move left and right, 6 to 9 frames of 32 x 32."""
     import av
 
     for i in range(count):
@@ -62,16 +62,16 @@ def videos(folder: Path, count: int = 16) -> Path:
             stream.width = stream.height = 32
             stream.pix_fmt = "yuv420p"
             for t in range(6 + i % 4):
-                picture = np.full((32, 32, 3), 20, np.uint8)
+                image = np.full((32, 32, 3), 20, np.uint8)
                 left = 12 - step * 3 + step * t
-                picture[8 + i % 8 : 18 + i % 8, max(left, 0) : max(left + 8, 0)] = 230
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                image[8 + i % 8 : 18 + i % 8, max(left, 0) : max(left + 8, 0)] = 230
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
     return folder
 
 
-def points(path: Path, count: int = 40) -> Path:
-    """Clouds of 32 points, of balls and of boxes of any size and place."""
+def point_clouds(path: Path, count: int = 40) -> Path:
+    """Clouds of 32 points, of balls and boxes of any size at any place."""
     generator = np.random.default_rng(0)
     clouds = generator.uniform(-1, 1, (count, 32, 3))
     clouds[::2] /= np.linalg.norm(clouds[::2], axis=-1, keepdims=True)
@@ -81,7 +81,7 @@ def points(path: Path, count: int = 40) -> Path:
 
 
 def wines(path: Path) -> Path:
-    """A table of wines, of three growers whose names are the column "class"; one value is missing."""
+    """A table of wines; the column "class" holds the names of three growers."""
     wine = load_wine()
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -102,7 +102,7 @@ def diabetes(path: Path) -> Path:
 
 
 def texts(folder: Path, count: int = 30) -> Path:
-    """Class folders of text: lines of this library's code, and of its documentation strings."""
+    """Class folders of text: lines of this library's code, and of its docstrings."""
     import inspect
 
     import perceivers.perceiver_io as module
@@ -114,3 +114,37 @@ def texts(folder: Path, count: int = 30) -> Path:
         for i, line in enumerate(lines[:count]):
             (folder / name / f"{i}.txt").write_text(line.strip(), encoding="utf-8")
     return folder
+
+
+# For each kind of data: what makes it in the current folder and returns its path, and what `predict` is given of it.
+KINDS = {
+    "Images": (lambda: images(Path("digits")), "digits/1"),
+    "Audio": (lambda: audio(Path("tones")), "tones/high"),
+    "Videos": (lambda: videos(Path("moves")), "moves"),
+    "Arrays": (lambda: arrays(Path("digits.npz")), "digits.npz"),
+    "PointClouds": (lambda: point_clouds(Path("shapes.npz")), "shapes.npz"),
+    "Table": (lambda: wines(Path("wines.csv")), "wines.csv"),
+    "Text": (lambda: texts(Path("texts")), "texts/code"),
+}
+
+
+def read_rows(path: Path | str) -> list[dict[str, str]]:
+    """Rows of a .csv file."""
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Killed(BaseException):
+    """Ends a run as nothing does that the run handles."""
+
+
+def killed_at(step: int, module: type, patch) -> None:
+    """Let a run die in its training step number `step`, counted from now."""
+    right, steps = module.training_step, iter(range(10**6))
+
+    def training_step(self, batch, batch_idx):
+        if next(steps) == step:
+            raise Killed
+        return right(self, batch, batch_idx)
+
+    patch.setattr(module, "training_step", training_step)

@@ -1,22 +1,20 @@
-"""What lies at a path: pictures, sounds, videos, texts, a table, points or arrays, and what is to be learned from them.
+"""Detecting the data at a path, of which kind they are and what is to be learned from them.
 
-The rules, in order; what was chosen is said in `Recognised.facts`:
+The rules, in order; what was found is listed in `Detected.facts`:
 
-- `hub:NAME` is a data set on the hub, a folder with `dataset_info.json` or `dataset_dict.json` one saved by `datasets`.
-- A folder with `x.npy` and `y.npy` is arrays, an `.npz` file with `x` and `y` likewise, or with `x_train`, `y_train`,
-  `x_test`, `y_test`; clouds of points [n, m, 2 or 3] are named `points`, `points_train` and so on, not x. What is not
-  compressed and larger than 64 MB is mapped into memory, not read. A single `.npy` file can be pretrained on.
-- `.csv`, `.tsv`, `.parquet`, `.json` and `.jsonl` are tables. Their target is the column "label", "target", "class" or "y",
-  else the last; a column "text" makes them texts; a column "split" of "train", "validation" and "test" says which rows are
-  what.
-- Any other folder holds a folder a class, of pictures, of sounds, of videos or of `.txt` files, the most frequent of these;
-  above them may be folders "train", "validation" (or "val", "valid", "dev") and "test".
-- Targets that are names, truth values, or whole numbers with at most 20 values are classes, other numbers regression; several
-  targets that are only 0 and 1 are labels of which any number may be there.
+- `hub:NAME` is a data set on the hub, and a folder with `dataset_info.json` or `dataset_dict.json` one saved by `datasets`.
+- A folder with `x.npy` and `y.npy` holds arrays, as does an `.npz` file with `x` and `y`, or with `x_train`, `y_train`,
+  `x_test` and `y_test`. Point clouds [n, m, 2 or 3] are named `points`, `points_train` and so on instead of x. Arrays that are
+  not compressed and larger than 64 MB are memory-mapped. A single `.npy` file can be pretrained on.
+- `.csv`, `.tsv`, `.parquet`, `.json` and `.jsonl` files are tables. The target is the column "label", "target", "class" or
+  "y", else the last column. A column "text" makes a table texts. A column "split" of "train", "validation" and "test" assigns
+  rows.
+- Any other folder holds one folder per class, of images, audio, videos or `.txt` files, whichever are the most. Above them may
+  be folders "train", "validation" (or "val", "valid", "dev") and "test".
+- Targets that are names, booleans, or whole numbers with at most 20 distinct values are classes; other numbers are regression;
+  several targets that are only 0 and 1 are labels, any number of which may apply.
 """
 
-import struct
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,18 +23,14 @@ from typing import Any
 
 import numpy as np
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
-MEDIA = {"Pictures": PICTURES, "Sounds": SOUNDS, "Videos": VIDEOS, "Text": {".txt"}}
-TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+from perceivers.data.files import ARRAYS, TABLES, read_arrays, read_table
+from perceivers.data.preprocessing import PRETRAINING, Preprocessing
+
 TARGETS = ("label", "target", "class", "y")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLITS["test"] = "test"
-PRETRAINING = "pretraining"
-PIECE = 256  # characters of a file of text that is pretrained on
-MAPPED = 64 << 20  # bytes from which an array is mapped
-FEW = 20  # whole numbers with more values than this are no classes
+FEW = 20  # whole numbers with more distinct values than this are not classes
+Kind = type[Preprocessing]
 
 
 @dataclass(frozen=True)
@@ -48,128 +42,85 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Detected:
     """What was found.
 
     Attributes:
-        kind: "Pictures", "Sounds", "Videos", "Text", "Table", "Points" or "Arrays".
-        splits: "train", and "validation" and "test" where they are given.
-        task: "classification", "multi_label" or "regression".
+        kind: Kind of data, a subclass of `Preprocessing`.
+        splits: "train", and "validation" and "test" if they are given.
+        task: "classification", "multi_label", "regression" or "pretraining".
         labels: Names of classes, labels or numbers.
-        facts: What was found, in words, a line each.
+        facts: What was found, one line each.
     """
 
-    kind: str
+    kind: Kind
     splits: Mapping[str, Split]
     task: str
     labels: list[str]
     facts: list[str] = field(default_factory=list)
 
 
-def recognise(path: str, *, target: str | None = None, task: str | None = None) -> Recognised:
-    """Reads what lies at a path by the rules above.
+def detect(path: str, *, target: str | None = None, task: str | None = None) -> Detected:
+    """Detect the data at a path by the rules above.
 
     Args:
         path: A folder, a file, or `hub:NAME`.
-        target: Column of a table that is to be predicted, or several, with commas between.
-        task: "classification", "multi_label" or "regression" where the rules choose wrongly; "pretraining" for data that need
-            no targets; `None` for the rules.
+        target: Column of a table to predict, or several, separated by commas.
+        task: "classification", "multi_label" or "regression" if the rules choose wrongly; "pretraining" for data without
+            targets. Defaults to the rules.
 
     Raises:
         ValueError: If nothing is there, nothing is recognised, or targets are missing; the message says what to change.
     """
-    from datasets import load_dataset, load_from_disk
-
     if path.startswith("hub:"):
+        from datasets import load_dataset
+
         return _from_datasets(load_dataset(path.removeprefix("hub:")), target, task)
     place = Path(path)
     if not place.exists():
         raise ValueError(f"PATH {path}: there is no such file or folder")
     if place.is_file():
-        if place.suffix in (".npz", ".npy"):
-            try:
-                arrays = read_npz(place) if place.suffix == ".npz" else {"x": np.load(place, "r", allow_pickle=False)}
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile, struct.error) as error:
-                raise ValueError(f"PATH {path} is damaged or holds no arrays of numbers: {error}") from error
-            return _from_arrays(arrays, path, task)
-        if place.suffix in TABLES:
-            return _from_datasets(read_table(place), target, task)
-        if place.suffix == ".txt" and task == PRETRAINING:
-            text = place.read_text(encoding="utf-8")
-            pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
-            return _checked("Text", {"train": Split(pieces, None)}, task, [], f"pieces of {path}")
-        known = ", ".join((".npz", *TABLES))
-        raise ValueError(
-            f"PATH {path}: {place.suffix or 'a file without a suffix'} is none of {known}; pictures, sounds, videos and"
-            " texts lie in a folder, in it a folder for each class; a single .txt file can be pretrained on"
-        )
+        return _from_file(place, target, task)
     if (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
+        from datasets import load_from_disk
+
         return _from_datasets(load_from_disk(str(place)), target, task)
     if any((place / f"{name}.npy").exists() for name in ("x", "x_train", "points", "points_train")):
         parts = ("", "_train", "_validation", "_test")
         names = [f"{name}{part}" for name in ("x", "points", "y") for part in parts]
         found = {name: place / f"{name}.npy" for name in names if (place / f"{name}.npy").exists()}
-        return _from_arrays({name: np.load(file, mmap_mode="r") for name, file in found.items()}, path, task)
+        return _from_arrays({name: read_arrays(file)["x"] for name, file in found.items()}, path, task)
     return _from_folders(place, task)
 
 
-def read_table(path: Path) -> Any:
-    """Reads a table as a `datasets.Dataset`.
-
-    Raises:
-        ValueError: If its format's reader cannot.
-    """
-    from datasets import disable_progress_bars, enable_progress_bars, load_dataset
-
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-    disable_progress_bars()  # a table is read in seconds
-    try:
-        return load_dataset(TABLES[path.suffix.lower()], data_files=str(path), split="train", **options)
-    except Exception as error:  # of many kinds, by the format's own reader
-        raise ValueError(f"PATH {path}: it cannot be read as a table: {error.__cause__ or error}") from error
-    finally:
-        enable_progress_bars()
+def _from_file(place: Path, target: str | None, task: str | None) -> Detected:
+    if place.suffix in ARRAYS:
+        return _from_arrays(read_arrays(place), str(place), task)
+    if place.suffix in TABLES:
+        return _from_datasets(read_table(place), target, task)
+    if task == PRETRAINING:
+        for kind in Preprocessing.kinds.values():
+            if place.suffix in kind.suffixes and (pieces := kind.pieces(place)) is not None:
+                return _checked(kind, {"train": Split(pieces, None)}, task, [], f"pieces of {place}")
+    raise ValueError(
+        f"PATH {place}: {place.suffix or 'a file without a suffix'} must be one of {', '.join((*ARRAYS, *TABLES))}; put"
+        " images, audio, videos and texts into one folder per class; a single .txt file can be pretrained on"
+    )
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an `.npz` file; large ones that are not compressed are mapped.
-
-    Raises:
-        ValueError: If it is damaged, or would have to run code.
-    """
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        arrays = {}
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
-                with archive.open(member) as one:
-                    arrays[name] = np.lib.format.read_array(one, allow_pickle=False)
-                continue
-            file.seek(member.header_offset + 26)  # the lengths of what stands before the array
-            file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = header(file)
-            if dtype.hasobject:
-                raise ValueError(f"{name} holds objects: save arrays of numbers")
-            arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
-    return arrays
-
-
-def _from_folders(place: Path, task: str | None) -> Recognised:
+def _from_folders(place: Path, task: str | None) -> Detected:
     tops = {SPLITS[folder.name]: folder for folder in sorted(place.iterdir()) if folder.is_dir() and folder.name in SPLITS}
     folders = tops if "train" in tops else {"train": place}
     seen = Counter(file.suffix.lower() for file in folders["train"].rglob("*") if file.is_file())
-    counts = {kind: sum(seen[suffix] for suffix in suffixes) for kind, suffixes in MEDIA.items()}
-    kind = max(counts, key=lambda name: counts[name])
+    counts = {kind: sum(seen[suffix] for suffix in kind.suffixes) for kind in Preprocessing.kinds.values()}
+    kind = max(counts, key=lambda one: counts[one])  # of kinds that read the same files the first
     if not counts[kind]:
         shown = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in seen.most_common(5)) or "nothing"
         raise ValueError(
-            f"PATH {place}: no pictures, sounds, videos or .txt files in it, only {shown}; see perceivers fit --help"
+            f"PATH {place}: there are no images, audio, videos or .txt files in it, only {shown}; see perceivers fit --help"
         )
     if task == PRETRAINING:
-        suffixes = MEDIA[kind]
-        found = {n: sorted(one for one in top.rglob("*") if one.suffix.lower() in suffixes) for n, top in folders.items()}
+        found = {n: sorted(one for one in top.rglob("*") if one.suffix.lower() in kind.suffixes) for n, top in folders.items()}
         return _checked(kind, {name: Split(files, None) for name, files in found.items()}, PRETRAINING, [], str(place))
     labels = sorted(
         folder.name for folder in folders["train"].iterdir() if folder.is_dir() and not folder.name.startswith(".")
@@ -182,34 +133,34 @@ def _from_folders(place: Path, task: str | None) -> Recognised:
             (file, i)
             for i, label in enumerate(labels)
             for file in sorted((folder / label).rglob("*"))
-            if file.suffix.lower() in MEDIA[kind]
+            if file.suffix.lower() in kind.suffixes
         ]
         splits[name] = Split([file for file, _ in files], np.array([i for _, i in files], dtype=np.int64))
     return _checked(kind, splits, "classification", labels, str(place))
 
 
-def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognised:
-    from datasets import Audio, ClassLabel, Dataset, Image, Video
+def _from_datasets(found: Any, target: str | None, task: str | None) -> Detected:
+    from datasets import ClassLabel, Dataset
 
     parts: Mapping[str, Any] = _by_column(found) if isinstance(found, Dataset) else found
     parts = {SPLITS[str(name)]: part for name, part in parts.items() if str(name) in SPLITS}
     if "train" not in parts:
         raise ValueError(f"PATH: the data set has the parts {sorted(map(str, found))}, but no 'train'")
     features = parts["train"].features
-    kinds = {Image: "Pictures", Audio: "Sounds", Video: "Videos"}
-    media = [name for name, feature in features.items() if type(feature) in kinds]
+    kinds = Preprocessing.kinds
+    by_feature = {kind.feature: kind for kind in kinds.values() if kind.feature}
+    media = [name for name, feature in features.items() if type(feature).__name__ in by_feature]
     names = _target_columns(features, target, media, task)
     columns = [name for name in features if name not in names]
-    kind, column = "Table", None
     if media:
         column = media[0]
-        kind = kinds[type(features[column])]
-        decoder = type(features[column])(decode=False)
-        parts = {name: part.cast_column(column, decoder) for name, part in parts.items()}
-    elif "text" in columns:
-        kind, column = "Text", "text"
+        kind = by_feature[type(features[column]).__name__]
+        undecoded = type(features[column])(decode=False)
+        parts = {name: part.cast_column(column, undecoded) for name, part in parts.items()}
+    else:  # a column by its name, else whole rows
+        column, kind = next(((one.column, one) for one in kinds.values() if one.column in columns), (None, kinds["Table"]))
     if task == PRETRAINING:
-        splits = {name: Split(_Column(part, column, columns), None) for name, part in parts.items()}
+        splits = {name: Split(Column(part, column, columns), None) for name, part in parts.items()}
         return _checked(kind, splits, PRETRAINING, [], "columns " + ", ".join(columns))
     raw = {name: [part[:][key] for key in names] for name, part in ((n, p.select_columns(names)) for n, p in parts.items())}
     for name, values in raw.items():
@@ -224,12 +175,12 @@ def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognis
         targets = {name: np.array(values[0], dtype=np.int64) for name, values in raw.items()}
     else:
         task, labels, targets = _targets(names, raw, task)
-    splits = {name: Split(_Column(part, column, columns), targets[name]) for name, part in parts.items()}
+    splits = {name: Split(Column(part, column, columns), targets[name]) for name, part in parts.items()}
     return _checked(kind, splits, task, labels, "target " + ", ".join(names))
 
 
 def _by_column(table: Any) -> dict[str, Any]:
-    """The parts of a table that a column "split" names; the whole table to train where there is no such column."""
+    """Return the parts of a table that a column "split" names; without such a column, all rows as "train"."""
     names = table["split"][:] if "split" in table.features else []
     if "train" not in names or not {str(name) for name in names} <= SPLITS.keys():
         return {"train": table}
@@ -243,7 +194,7 @@ def _target_columns(features: Mapping[str, Any], target: str | None, media: list
         if task == PRETRAINING:  # the last column is as good as any, but a target by its name is left out
             return [name for name in others if name.lower() in TARGETS]
         if not others:
-            raise ValueError("PATH: there are no classes: put the files into a folder for each class")
+            raise ValueError("PATH: there are no classes: put the files into one folder per class")
         return [next((name for name in others if name.lower() in TARGETS), others[-1])]
     names = target.split(",")
     if unknown := [name for name in names if name not in features]:
@@ -252,7 +203,7 @@ def _target_columns(features: Mapping[str, Any], target: str | None, media: list
 
 
 def _targets(names: list[str], raw: Mapping[str, list[list[Any]]], task: str | None) -> tuple[str, list[str], dict[str, Any]]:
-    """Applies the rules to columns of targets: task, labels, and for each split the targets."""
+    """Apply the rules to columns of targets; return the task, the labels, and the targets of each split."""
     columns = raw["train"]
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for column in columns for value in column)
     if task is None:
@@ -267,77 +218,75 @@ def _targets(names: list[str], raw: Mapping[str, list[list[Any]]], task: str | N
         labels = sorted({str(value) for value in columns[0]}, key=float if numbers else None)
         places = {label: i for i, label in enumerate(labels)}
         if unknown := {str(value) for values in raw.values() for value in values[0]} - places.keys():
-            raise ValueError(
-                f"target {names[0]!r} has classes {sorted(unknown)[:5]} that no row to train on has: add such rows"
-            )
+            raise ValueError(f"target {names[0]!r} has classes {sorted(unknown)[:5]} that no training row has: add such rows")
         return task, labels, {name: np.array([places[str(v)] for v in values[0]], np.int64) for name, values in raw.items()}
     try:
         targets = {name: np.array(values, dtype=np.float32).T for name, values in raw.items()}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"target {','.join(names)!r} holds values that are no numbers: {error}") from error
+        raise ValueError(f"target {','.join(names)!r} holds values that are not numbers: {error}") from error
     return task, names, targets
 
 
-def _from_arrays(arrays: Mapping[str, np.ndarray], path: str, task: str | None) -> Recognised:
-    clouds = any(name.startswith("points") for name in arrays)
-    if clouds:
-        arrays = {name.replace("points", "x", 1): array for name, array in arrays.items()}
-        if task == PRETRAINING:
-            raise ValueError(
-                f"PATH {path}: pretraining of clouds of points is not there: give pictures, sounds, arrays or others"
-            )
-    names = ("x_train", "y_train") if "x_train" in arrays else ("x", "y")
-    needed = names[:1] if task == PRETRAINING else names
-    if missing := [name for name in needed if name not in arrays]:
-        raise ValueError(f"PATH {path}: it has {sorted(arrays)}, but no {missing}: save x [n, ...] and y [n]")
-    pairs = {"train": names, "validation": ("x_validation", "y_validation"), "test": ("x_test", "y_test")}
-    splits: dict[str, np.ndarray] = {}
-    wide: dict[str, list[list[Any]]] = {}
-    for name, (x, y) in pairs.items():
-        if x not in arrays or (y not in arrays and task != PRETRAINING):
+def _from_arrays(arrays: Mapping[str, np.ndarray], path: str, task: str | None) -> Detected:
+    name = "points" if any(key.startswith("points") for key in arrays) else "x"
+    split = f"{name}_train" in arrays
+    pairs = {"train": ("_train" if split else ""), "validation": "_validation", "test": "_test"}
+    needed = [f"{name}{pairs['train']}", *([] if task == PRETRAINING else [f"y{pairs['train']}"])]
+    if missing := [key for key in needed if key not in arrays]:
+        raise ValueError(f"PATH {path}: it holds {sorted(arrays)}, but no {missing}: save x [n, ...] and y [n]")
+    records: dict[str, np.ndarray] = {}
+    raw: dict[str, list[list[Any]]] = {}
+    for part, end in pairs.items():
+        if f"{name}{end}" not in arrays or (f"y{end}" not in arrays and task != PRETRAINING):
             continue
-        if arrays[x].ndim < 2 or not (np.issubdtype(arrays[x].dtype, np.number) or arrays[x].dtype == bool):
-            raise ValueError(
-                f"PATH {path}: {x} holds {arrays[x].dtype} of shape {list(arrays[x].shape)}, not numbers [n, ...]"
-            )
-        splits[name] = arrays[x]
+        x = records[part] = arrays[f"{name}{end}"]
+        if x.ndim < 2 or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
+            raise ValueError(f"PATH {path}: {name}{end} holds {x.dtype} of shape {list(x.shape)}, not numbers [n, ...]")
         if task != PRETRAINING:
-            if arrays[y].ndim not in (1, 2) or len(arrays[x]) != len(arrays[y]):
+            y = arrays[f"y{end}"]
+            if y.ndim not in (1, 2) or len(x) != len(y):
                 raise ValueError(
-                    f"PATH {path}: {x} has shape {list(arrays[x].shape)}, {y} {list(arrays[y].shape)}, but [n, ...] and [n] or"
+                    f"PATH {path}: {name}{end} has shape {list(x.shape)}, y{end} {list(y.shape)}, but [n, ...] and [n] or"
                     " [n, k] are needed"
                 )
-            wide[name] = arrays[y].reshape(len(arrays[y]), -1).T.tolist()
+            raw[part] = (y[:, None] if y.ndim == 1 else y).T.tolist()
+    kind = next(kind for kind in Preprocessing.kinds.values() if kind.accepts(name, records["train"]))
     labels: list[str] = []
-    targets: Mapping[str, Any] = dict.fromkeys(splits)
+    targets: Mapping[str, Any] = dict.fromkeys(records)
     if task != PRETRAINING:
-        columns = ["y"] if len(wide["train"]) == 1 else [f"y{i}" for i in range(len(wide["train"]))]
-        task, labels, targets = _targets(columns, wide, task)
-    if clouds and (splits["train"].ndim != 3 or splits["train"].shape[2] not in (2, 3)):
-        raise ValueError(f"PATH {path}: points have shape {list(splits['train'].shape)}, but [n, m, 2 or 3] is needed")
-    kind = "Points" if clouds else "Table" if splits["train"].ndim == 2 and splits["train"].shape[1] <= 256 else "Arrays"
-    records: Mapping[str, Any] = {name: Rows(x) if kind == "Table" else x for name, x in splits.items()}
-    shape = list(splits["train"].shape[1:])
-    return _checked(kind, {n: Split(records[n], targets[n]) for n in records}, task, labels, f"arrays of shape {shape}")
+        columns = ["y"] if len(raw["train"]) == 1 else [f"y{i}" for i in range(len(raw["train"]))]
+        task, labels, targets = _targets(columns, raw, task)
+    shape = list(records["train"].shape[1:])
+    splits = {part: Split(kind.from_array(x), targets[part]) for part, x in records.items()}
+    return _checked(kind, splits, task, labels, f"shape {shape}")
 
 
-def _checked(kind: str, splits: Mapping[str, Split], task: str, labels: list[str], what: str) -> Recognised:
-    if task == "classification" and len(labels) < 2:
-        raise ValueError(f"PATH: there is only one class, {labels}: at least two are needed")
+def _checked(kind: Kind, splits: Mapping[str, Split], task: str, labels: list[str], what: str) -> Detected:
+    if task == PRETRAINING and kind.mask_ratio is None:
+        supported = sorted({one.plural for one in Preprocessing.kinds.values() if one.mask_ratio is not None})
+        raise ValueError(f"PATH: pretraining on {kind.plural} is not supported: give {', '.join(supported)}")
     for name, split in splits.items():
         if not len(split.records):
             raise ValueError(f"PATH: {name} is empty: add files or rows, or remove it")
+    if task == "classification" and len(labels) < 2:
+        raise ValueError(f"PATH: there is only one class, {labels}: at least two are needed")
     sizes = ", ".join(f"{len(splits[n].records):,} {n}" for n in ("train", "validation", "test") if n in splits)
-    if task == PRETRAINING:
-        return Recognised(kind, splits, task, labels, [f"{kind.lower()} ({what}): {sizes}"])
-    shown = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
-    name = {"classification": "classes", "multi_label": "labels", "regression": "numbers"}[task]
-    facts = [f"{kind.lower()} ({what}): {sizes}", f"{task.replace('_', ' ')} into {len(labels)} {name}: {shown}"]
-    return Recognised(kind, splits, task, labels, facts)
+    facts = [f"{kind.plural} ({what}): {sizes}"]
+    if task != PRETRAINING:
+        shown = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
+        name = {"classification": "classes", "multi_label": "labels", "regression": "numbers"}[task]
+        facts.append(f"{task.replace('_', ' ')} into {len(labels)} {name}: {shown}")
+    return Detected(kind, splits, task, labels, facts)
 
 
-class _Column(Sequence):
-    """Records of a data set: one column, or rows of several."""
+class Column(Sequence):
+    """Records of a data set: one column, or rows of several.
+
+    Args:
+        part: A `datasets.Dataset`.
+        column: The column, or `None` for rows.
+        columns: The columns of a row.
+    """
 
     def __init__(self, part: Any, column: str | None, columns: list[str]) -> None:
         self.part, self.column = part.select_columns([column] if column else columns), column
@@ -348,16 +297,3 @@ class _Column(Sequence):
     def __getitem__(self, i: Any) -> Any:
         row = self.part[int(i)]
         return row if self.column is None else row[self.column]
-
-
-class Rows(Sequence):
-    """Rows of an array as rows of a table, with the columns "0", "1", ..."""
-
-    def __init__(self, x: np.ndarray) -> None:
-        self.x = x
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, i: Any) -> Any:
-        return {str(column): value.item() for column, value in enumerate(self.x[int(i)])}

@@ -13,57 +13,44 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelF1Score
 from torchmetrics.regression import MeanAbsoluteError
 
 from perceivers import losses
-from perceivers._checks import a_probability, one_of
-from perceivers.data.preprocessing import Preprocessing, Videos
+from perceivers.data import Preprocessing
 from perceivers.perceiver_io import PerceiverIO
-from perceivers.training.augment import augmented, changes_of
+from perceivers.training.augment import Augmentation
 from perceivers.training.datamodule import seed_of
-from perceivers.training.optim import SCHEDULES, learning_rate_factor, make_optimizer
+from perceivers.training.optim import OptimizerConfig
 
-METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae", "pretraining": "loss"}
-# What of a pretrained model is not taken over.
+METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae"}
+# Arguments that are not taken over from a pretrained model: those of the decoder.
 NEW = ("outputs", *(f"decoder_{name}" for name in ("heads", "qk_channels", "v_channels", "query_residual", "ff_dim")))
 
 
-class Trained(LightningModule):
+class TrainingModule(LightningModule):
     """What fitting and pretraining share: optimiser, schedule, and steps whose random draws are functions of their number.
 
-    All that is random in a step is drawn from generators seeded by the run's seed, the epoch, the batch and the process: so a
-    resumed run draws what one never stopped draws.
+    Everything random in a step is drawn from generators seeded by the run's seed, the epoch, the batch and the process, so
+    that a resumed run draws what an uninterrupted one draws.
+
+    Args:
+        preprocessing: The preprocessing of the data.
+        network: The arguments of the model.
+        optimizer: Settings of the optimiser and its schedule.
+        seed: Seed of the weights and of everything random in a step.
     """
 
-    network: PerceiverIO
     metric_name: str
 
     def __init__(
-        self,
-        preprocessing: Mapping[str, Any] | None,
-        optimizer: str,
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        schedule: str,
-        warm_up: float,
-        seed: int,
+        self, preprocessing: Preprocessing, network: Mapping[str, Any], optimizer: OptimizerConfig, seed: int
     ) -> None:
         super().__init__()
-        if preprocessing is None:
-            raise ValueError("preprocessing is missing: give that of PathData, or use perceivers fit PATH")
-        self.preprocessing = Preprocessing.create(preprocessing)
-        self.optimizer_settings = {"name": optimizer, "lr": lr, "betas": betas, "weight_decay": weight_decay}
-        self.schedule = one_of("schedule", schedule, SCHEDULES)
-        self.warm_up, self.seed = a_probability("warm_up", warm_up), seed
-        self.mean_loss = MeanMetric()  # of samples, whatever their shares of batches and processes
-        self.losses = (0.0, 0)  # sum and number, of the steps of this epoch
+        self.preprocessing, self.optimizer_config, self.seed = preprocessing, optimizer, seed
+        self.mean_loss = MeanMetric()  # over samples, whatever the sizes of batches and of the shares of processes
+        self.losses = (0.0, 0)  # sum and number over the steps of this epoch
         torch.manual_seed(seed_of(seed))
-
-    def set_network(self, network: PerceiverIO) -> None:
-        """Takes the model, and says now whether a setting of its optimiser is wrong."""
-        self.network = network
-        make_optimizer(model=network, **self.optimizer_settings)
+        self.network = PerceiverIO(**network)
 
     def configure_model(self) -> None:
-        """Shares the weights out over processes (FSDP2) where the strategy is made for it; called by Lightning."""
+        """Shard the weights over processes (FSDP2) if the strategy does so; called by Lightning."""
         if self.device_mesh is None:
             return
         from torch.distributed.fsdp import fully_shard
@@ -74,73 +61,69 @@ class Trained(LightningModule):
         fully_shard(self.network, mesh=mesh)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seeds what is random in this step."""
+        """Seed what is random in this step."""
         if batch_idx == 0:
             self.losses = (0.0, 0)
         torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
-    def checked(self, loss: Tensor) -> Tensor:
-        """Returns the loss of a batch to train on, and logs the mean of the epoch so far.
+    def log_train_loss(self, loss: Tensor) -> Tensor:
+        """Log the mean loss of the epoch so far; return the loss of this batch.
 
         Raises:
-            FloatingPointError: If it is not a number.
+            FloatingPointError: If it is NaN or infinite.
         """
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {value} at step {self.global_step}: lower --model.lr, or look for values"
-                " that are no numbers; the last checkpoint is kept"
+                f"the loss is {value} at step {self.global_step}: lower --model.lr, or look for NaN and infinite values in the"
+                " data; the last checkpoint is kept"
             )
         self.losses = (self.losses[0] + value, self.losses[1] + 1)
         self.log("train_loss", self.losses[0] / self.losses[1], prog_bar=True, sync_dist=True)
         return loss
 
     def log_loss(self, stage: str, loss: Tensor, count: int) -> None:
-        """Logs the mean loss of `count` samples that are not trained on."""
+        """Log the mean loss of `count` samples that are not trained on."""
         self.mean_loss(loss, count)
         self.log(f"{stage}_loss", self.mean_loss, prog_bar=True, batch_size=count)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the mean of the epoch so far."""
-        checkpoint["losses"] = self.losses
+        """Save the preprocessing, and the mean loss of the epoch so far."""
+        checkpoint["preprocessing"], checkpoint["losses"] = self.preprocessing.describe(), self.losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it up."""
+        """Restore the mean loss of the epoch so far."""
         self.losses = checkpoint["losses"]
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and its schedule by steps."""
-        optimizer = make_optimizer(model=self.network, **self.optimizer_settings)
-        total = int(self.trainer.estimated_stepping_batches)
-        factor = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(self.schedule, step, total, self.warm_up)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+        """Return the optimiser and its schedule, see `OptimizerConfig`."""
+        return self.optimizer_config.make(self.network, int(self.trainer.estimated_stepping_batches))
 
 
-class Training(Trained):
+class Training(TrainingModule):
     """A `PerceiverIO` in training.
 
     Args:
-        network: Arguments of `PerceiverIO`, also one by one, such as --model.network.dim 64; what is not given is chosen
-            for the data, see `suggest`.
-        preprocessing: The description of the data, see `perceivers.data.preprocessing`.
-        start: Folder of a pretrained model whose inputs and encoder are begun with, see `Pretraining`; `None` for none.
+        network: Arguments of `PerceiverIO`, also one by one, such as --model.network.dim 64. Defaults are chosen for the data,
+            see `suggest`.
+        preprocessing: The description of the data's preprocessing, see `perceivers.data.preprocessing`.
+        init_from: Folder of a pretrained model whose inputs and encoder to start from, see `Pretraining`.
         optimizer: "adamw" or "lamb".
         lr: Highest learning rate.
         betas: Decay of the optimiser's averages of gradients and of their squares.
-        weight_decay: Of matrices; biases and norms do not decay.
-        schedule: "cosine", "flat_cosine", "steps" or "constant"; see `learning_rate_factor`.
-        warm_up: Share of the steps in which the learning rate rises.
-        label_smoothing: Part of the probability that goes to all classes evenly.
-        pictures: Augmentation of pictures and videos: "none", or several of "light" (turned, moved and scaled a little),
-            "flip", "crop" and "randaugment" with "+" between, such as crop+flip+randaugment.
-        time_spans: Spans of a tenth of a sound that are left out.
-        mixup: Parameter of the Beta distribution that two samples are mixed by; 0 for none.
-        cutmix: The same for rectangles put into another picture.
+        weight_decay: Weight decay of matrices; biases, norms, embeddings and latents do not decay, see `parameter_groups`.
+        layer_decay: Factor of the learning rate per layer below the last, such as 0.75 for fine-tuning; 1 turns it off.
+        schedule: "cosine", "flat_cosine", "steps" or "constant", see `learning_rate_factor`.
+        warmup_steps: Steps over which the learning rate rises; a value below 1 is a share of all steps.
+        label_smoothing: Share of the probability that is spread evenly over all classes.
+        augment: Augmentation of images and videos: "none", or several of "light" (small rotations, translations and scalings),
+            "flip", "crop" and "randaugment" joined by "+", such as crop+flip+randaugment.
+        time_masks: Spans of at most a tenth of an audio clip that are masked.
+        mixup: Parameter of the Beta distribution of mixup; 0 turns it off.
+        cutmix: Parameter of the Beta distribution of cutmix; 0 turns it off.
         compile: Whether to run the model through `torch.compile`.
-        grad_checkpointing: Whether to save memory for time, see `PerceiverIO.set_grad_checkpointing`.
-        seed: Seed of the weights and of all that is random in a step.
+        grad_checkpointing: Whether to trade time for memory, see `PerceiverIO.set_grad_checkpointing`.
+        seed: Seed of the weights and of everything random in a step.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -150,59 +133,66 @@ class Training(Trained):
         self,
         network: dict[str, Any] | None = None,
         *,
-        preprocessing: dict[str, Any] | None = None,
-        start: str | None = None,
+        preprocessing: Mapping[str, Any],
+        init_from: str | None = None,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.05,
+        layer_decay: float = 1.0,
         schedule: str = "cosine",
-        warm_up: float = 0.05,
+        warmup_steps: float = 0.05,
         label_smoothing: float = 0.1,
-        pictures: str = "light",
-        time_spans: int = 2,
+        augment: str = "light",
+        time_masks: int = 2,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         compile: bool = False,
         grad_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(preprocessing, optimizer, lr, betas, weight_decay, schedule, warm_up, seed)
-        self.label_smoothing = label_smoothing
-        if "randaugment" in changes_of(pictures) and isinstance(self.preprocessing, Videos):
-            raise ValueError(f"pictures={pictures!r}: randaugment is for pictures only, videos take light, flip and crop")
-        self.augmentation = {"pictures": pictures, "time_spans": time_spans, "mixup": mixup, "cutmix": cutmix}
-        pretrained = None if start is None else PerceiverIO.from_pretrained(start)
+        data = Preprocessing.create(preprocessing)
+        settings = OptimizerConfig(
+            optimizer=optimizer,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+        )
+        num_classes = len(data.labels) if data.task == "classification" else 0
+        augmentation = Augmentation(
+            type(data), num_classes=num_classes, augment=augment, time_masks=time_masks, mixup=mixup, cutmix=cutmix
+        )
+        pretrained = None if init_from is None else PerceiverIO.from_pretrained(init_from)
         given = {} if pretrained is None else {key: value for key, value in pretrained.config.items() if key not in NEW}
-        self.set_network(PerceiverIO(**suggest(self.preprocessing, {**given, **(network or {})})))
+        super().__init__(data, suggest(data, {**given, **(network or {})}), settings, seed)
+        self.augmentation = augmentation
         if pretrained is not None:
             self.network.inputs.load_state_dict(pretrained.inputs.state_dict())
             self.network.encoder.load_state_dict(pretrained.encoder.state_dict())
         self.network.set_grad_checkpointing(grad_checkpointing)
         if compile:
             self.network.compile()
-        self.task, classes = self.preprocessing.task, len(self.preprocessing.labels)
-        self.classes = classes if self.task == "classification" else 0
-        self.metric_name = METRICS[self.task]
+        self.label_smoothing, self.metric_name = label_smoothing, METRICS[data.task]
         self.metric: Metric
-        match self.task:
+        match data.task:
             case "classification":
-                self.metric = MulticlassAccuracy(num_classes=classes, average="micro")
+                self.metric = MulticlassAccuracy(num_classes=num_classes, average="micro")
             case "multi_label":
-                self.metric = MultilabelF1Score(num_labels=classes)
+                self.metric = MultilabelF1Score(num_labels=len(data.labels))
             case _:
                 self.metric = MeanAbsoluteError()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Returns the loss of a batch."""
-        kind = type(self.preprocessing).__name__
-        x, mask, targets = augmented(*batch, kind=kind, classes=self.classes, **self.augmentation)
-        loss = self.loss(self.network(x, mask), targets, self.label_smoothing)
-        return self.checked(loss)
+        """Return the loss of a batch."""
+        x, mask, targets = self.augmentation(*batch)
+        return self.log_train_loss(self.loss(self.network(x, mask), targets, self.label_smoothing))
 
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy, binary cross-entropy of labels, or squared error, by the task."""
-        match self.task:
+        """Return the cross-entropy, the binary cross-entropy of labels, or the squared error, by the task."""
+        match self.preprocessing.task:
             case "classification":
                 return losses.classification(outputs, targets, label_smoothing=label_smoothing)
             case "multi_label":
@@ -211,15 +201,15 @@ class Training(Trained):
                 return F.mse_loss(outputs, targets)
 
     def evaluation_step(self, batch: Any, stage: str) -> None:
-        """Logs loss and metric of a batch that is not trained on."""
+        """Log loss and metric of a batch that is not trained on."""
         x, mask, targets = batch
         outputs = self.network(x, mask)
         count = len(targets)
         self.log_loss(stage, self.loss(outputs, targets), count)
-        if self.task == "regression":  # in the units of the targets
+        if self.preprocessing.task == "regression":  # in the units of the targets
             std = torch.tensor(self.preprocessing.target_std, device=outputs.device)
             outputs, targets = outputs * std, targets * std
-        self.metric(outputs, targets.int() if self.task == "multi_label" else targets)
+        self.metric(outputs, targets.int() if self.preprocessing.task == "multi_label" else targets)
         self.log(f"{stage}_{self.metric_name}", self.metric, prog_bar=True, batch_size=count)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -232,11 +222,11 @@ class Training(Trained):
 
 
 def suggest(preprocessing: Preprocessing, network: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes the arguments of a small `PerceiverIO` for data: two cross-attentions, four latent layers, 32 latents.
+    """Return the arguments of a small `PerceiverIO` for data: two cross-attentions, four latent layers, 32 latents.
 
     Args:
-        preprocessing: That of the data.
-        network: Arguments that are given; they replace what is suggested.
+        preprocessing: The preprocessing of the data.
+        network: Arguments that replace these.
     """
     dim = int(network.get("dim", 128))
     return {

@@ -1,8 +1,8 @@
-"""Masked self-pretraining through Perceiver IO's decoder: no labels are needed, and any kind of data will do.
+"""Masked self-pretraining through Perceiver IO's decoder: it needs no labels, and any kind of data will do.
 
-A share of the inputs of each sample is left out, by index list, so that the cost of reading falls with it; a learned query for
-each place asks for what was left out: pixels, samples or spectra as they are, bytes and categories as classes. As in masked
-autoencoders (He et al., 2021) and in the language model of Perceiver IO (section 4.1), but that hidden bytes are no inputs.
+A share of the inputs of each sample is left out, by index list, so that reading costs less the more is hidden; a learned query
+per input asks for what was left out: pixels, samples or spectra as they are, bytes and categories as classes. As in masked
+autoencoders (He et al., 2021), and in the language model of Perceiver IO (section 4.1), but hidden bytes are not inputs.
 """
 
 from collections.abc import Mapping
@@ -11,35 +11,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from perceivers._checks import a_probability
-from perceivers.data.preprocessing import Table, Text, collate
-from perceivers.inputs import ByteTokenizer, InputModule
+from perceivers.data import Preprocessing
+from perceivers.inputs import InputModule
 from perceivers.inputs.ragged import packed
-from perceivers.ops.tokens import Tokens
-from perceivers.perceiver_io import PerceiverIO
 from perceivers.training.datamodule import seed_of
-from perceivers.training.module import Trained, suggest
-
-# Shares that others found good: of patches in masked autoencoders of pictures, and of videos (Tong et al., 2022); of bytes
-# more than BERT's 0.15, as nothing stands for them.
-HIDDEN = {"Pictures": 0.75, "Videos": 0.9, "Sounds": 0.75, "Arrays": 0.75, "Text": 0.3, "Table": 0.3}
+from perceivers.training.module import TrainingModule, suggest
+from perceivers.training.optim import OptimizerConfig
 
 
-class Pretraining(Trained):
-    """A `PerceiverIO` that learns to say what was hidden.
+class Pretraining(TrainingModule):
+    """A `PerceiverIO` that learns to predict hidden inputs.
 
     Args:
-        network: Arguments of `PerceiverIO`; what is not given is chosen for the data, see `suggest`.
-        preprocessing: The description of the data, see `perceivers.data.preprocessing`.
-        hidden: Share of the inputs that is left out; `None` for 0.75, 0.9 of video, or 0.3 of bytes and columns.
-        optimizer: See `Training`, and so for all that follow.
+        network: Arguments of `PerceiverIO`. Defaults are chosen for the data, see `suggest`.
+        preprocessing: The description of the data's preprocessing, see `perceivers.data.preprocessing`.
+        mask_ratio: Share of the inputs that is hidden. Defaults to 0.75, 0.9 for videos, and 0.3 for bytes and columns.
+        optimizer: See `Training`, as for all that follow.
         lr: Highest learning rate.
         betas: Decay of the optimiser's averages.
-        weight_decay: Of matrices.
+        weight_decay: Weight decay of matrices.
         schedule: See `learning_rate_factor`.
-        warm_up: Share of the steps in which the learning rate rises.
+        warmup_steps: Steps over which the learning rate rises; a value below 1 is a share of all steps.
         seed: Seed of the weights and of what is hidden.
 
     Raises:
@@ -52,125 +45,88 @@ class Pretraining(Trained):
         self,
         network: dict[str, Any] | None = None,
         *,
-        preprocessing: dict[str, Any] | None = None,
-        hidden: float | None = None,
+        preprocessing: Mapping[str, Any],
+        mask_ratio: float | None = None,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
         schedule: str = "cosine",
-        warm_up: float = 0.05,
+        warmup_steps: float = 0.05,
         seed: int = 0,
     ) -> None:
-        super().__init__(preprocessing, optimizer, lr, betas, weight_decay, schedule, warm_up, seed)
-        self.kind = type(self.preprocessing).__name__
-        self.hidden = a_probability("hidden", HIDDEN[self.kind] if hidden is None else hidden)
-        if self.hidden in (0, 1):
-            raise ValueError(f"hidden={hidden!r} must lie between 0 and 1: something is to be seen, and something to be said")
-        arguments = suggest(self.preprocessing, network or {})
-        self.categories = [len(names) for names in getattr(self.preprocessing, "categorical", {}).values()]
+        data = Preprocessing.create(preprocessing)
+        ratio = data.mask_ratio if mask_ratio is None else mask_ratio
+        if ratio is None:
+            raise ValueError(f"pretraining on {data.plural} is not supported")
+        if not 0 < ratio < 1:
+            raise ValueError(f"mask_ratio={mask_ratio!r} must be above 0 and below 1: hide some inputs, but not all")
+        settings = OptimizerConfig(
+            optimizer=optimizer,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            layer_decay=1.0,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+        )
+        arguments = suggest(data, network or {})
         if network is None or "outputs" not in network:
-            arguments["outputs"] = self._outputs(arguments["inputs"], arguments["dim"])
-        self.set_network(PerceiverIO(**arguments))
-
-    def _outputs(self, inputs: Mapping[str, Any], dim: int) -> dict[str, Any]:
-        """Describes a learned query for each input, wide enough for what is asked."""
-        (group,) = InputModule.create(inputs)(*collate([self.preprocessing.example()]))
-        match self.preprocessing:
-            case Text():
-                channels = ByteTokenizer.vocab_size
-            case Table():
-                channels = max(1, *self.categories, 1)
-            case _:
-                channels = group.content.shape[1]
-        return {"kind": "LearnedQueries", "num_queries": group.num_inputs, "dim": dim, "num_channels": channels}
+            arguments["outputs"] = query_per_input(data, arguments["inputs"], arguments["dim"])
+        super().__init__(data, arguments, settings, seed)
+        self.mask_ratio = ratio
 
     def configure_model(self) -> None:
-        """Says that FSDP2 is not for pretraining, which calls the parts of the model one by one."""
+        """Refuse FSDP2: pretraining calls the parts of the model one by one."""
         if self.device_mesh is not None:
-            raise ValueError("trainer.strategy=fsdp2 is for fitting: pretrain with ddp")
+            raise ValueError("trainer.strategy=fsdp2 does not support pretraining: use ddp")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Returns the loss of what was hidden."""
-        seed = seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank, 1)
-        return self.checked(self.loss(batch, seed))
+        """Return the loss of the hidden inputs."""
+        return self.log_train_loss(self.loss(batch, seed_of(self.seed, self.current_epoch, batch_idx, self.global_rank, 1)))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Logs the loss; what is hidden is the same every time."""
-        self.log_loss("val", self.loss(batch, seed_of(self.seed, batch_idx)), _size(batch[0]))
+        """Log the loss; the same inputs are hidden every time."""
+        x = batch[0]
+        count = len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
+        self.log_loss("val", self.loss(batch, seed_of(self.seed, batch_idx)), count)
 
     def loss(self, batch: Any, seed: int) -> Tensor:
-        """Hides inputs of a batch, and compares what the model says of them with what they are."""
+        """Hide inputs of a batch, and compare the model's predictions with them."""
         x, mask, _ = batch
         (group,) = self.network.inputs(x, mask)
-        known = group.content.new_ones(len(group.content), group.num_inputs, dtype=torch.bool)
-        known = known if group.mask is None else group.mask.flatten(1)
-        if isinstance(self.preprocessing, Table):  # what is missing can neither be seen nor asked for
-            known = torch.cat([_present(x[name]) for name in ("numeric", "categorical") if name in x], dim=1)
-        rows, asked, visible = hide(known, self.hidden, seed)
+        known = self.preprocessing.known(x, group)
+        rows, asked, visible = hide(known, self.mask_ratio, seed)
         tokens = [packed(replace(group, mask=visible.unflatten(1, group.content.shape[2:])))]
-        said = self.network.decode(self.network.encoder(tokens), tokens, indices=rows)  # [B, O, C]
-        losses = self._compare(said, x, group, known, rows)
+        predicted = self.network.decode(self.network.encoder(tokens), tokens, indices=rows)  # [B, O, C]
+        losses = self.preprocessing.reconstruction_loss(predicted, x, group, known, rows)
         return losses.masked_fill(~asked, 0).sum() / asked.sum().clamp_min(1)
 
-    def _compare(self, said: Tensor, x: Any, group: Tokens, known: Tensor, rows: Tensor) -> Tensor:
-        """The loss of each place that was asked for, `[B, O]`."""
-        match self.preprocessing:
-            case Text():
-                return F.cross_entropy(said.mT, x.gather(1, rows), reduction="none")
-            case Table():
-                return self._compare_columns(said, x, rows)
-            case _:
-                content = group.content.flatten(2).detach()  # [B, U, M]
-                seen = known.unsqueeze(1).expand_as(content)
-                count = seen.sum((1, 2), keepdim=True)
-                content = content.masked_fill(~seen, 0)
-                mean = content.sum((1, 2), keepdim=True) / count
-                variance = (content - mean).square().masked_fill(~seen, 0).sum((1, 2), keepdim=True) / count
-                wanted = ((content - mean) / (variance + 1e-6).sqrt()).mT  # each sample in its own units
-                wanted = wanted.gather(1, rows.unsqueeze(-1).expand(-1, -1, wanted.shape[-1]))
-                return (said - wanted).square().mean(-1)
 
-    def _compare_columns(self, said: Tensor, x: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        numeric = x["numeric"].shape[1] if "numeric" in x else 0
-        losses = torch.zeros_like(said[..., 0])
-        if numeric:
-            wanted = x["numeric"].nan_to_num().gather(1, rows.clamp_max(numeric - 1))
-            losses = (said[..., 0] - wanted).square()
-        if self.categories:
-            columns = (rows - numeric).clamp_min(0)
-            counts = torch.tensor(self.categories, device=said.device)[columns]
-            logits = said.masked_fill(torch.arange(said.shape[-1], device=said.device) >= counts.unsqueeze(-1), -1e4)
-            wanted = x["categorical"].clamp_min(0).gather(1, columns)
-            losses = torch.where(rows < numeric, losses, F.cross_entropy(logits.mT, wanted, reduction="none"))
-        return losses
+def query_per_input(data: Preprocessing, inputs: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    """Return the description of learned queries, one per input of the data, with as many channels as are predicted."""
+    (group,) = InputModule.create(inputs)(*data.collate([data.example()]))
+    channels = data.target_channels(group.content.shape[1])
+    return {"kind": "LearnedQueries", "num_queries": group.num_inputs, "dim": dim, "num_channels": channels}
 
 
-def hide(known: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Chooses what is hidden: of each sample a share of what is known, of which at least one remains.
+def hide(known: Tensor, mask_ratio: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose which inputs are hidden: a share of what is known of each sample, of which at least one input remains.
 
     Args:
         known: `[B, M]`, bool.
-        share: Between 0 and 1.
-        seed: The choice is a function of it and of the shape, whatever the device.
+        mask_ratio: Between 0 and 1.
+        seed: The choice is a function of it and of the shape, on any device.
 
     Returns:
-        Places `[B, O]`, O the most of any sample; whether they are hidden, or only fill the row, `[B, O]`; and what remains
-        visible, `[B, M]`.
+        Indices `[B, O]`, O the most of any sample; whether they are hidden, or only pad the row, `[B, O]`; and which inputs
+        remain visible, `[B, M]`.
     """
     draws = torch.rand(known.shape, generator=torch.Generator().manual_seed(seed)).to(known.device)
     present = known.sum(1)
-    counts = torch.minimum((present * share).round().long().clamp_min(1), (present - 1).clamp_min(0))
+    counts = torch.minimum((present * mask_ratio).round().long().clamp_min(1), (present - 1).clamp_min(0))
     most = max(1, int(counts.max()))
     rows = draws.masked_fill(~known, 2).argsort(1)[:, :most]
     asked = torch.arange(most, device=known.device) < counts.unsqueeze(1)
     hidden = torch.zeros_like(known).scatter(1, rows, asked)
     return rows, asked, known & ~hidden
-
-
-def _present(column: Tensor) -> Tensor:
-    return ~column.isnan() if column.is_floating_point() else column != -1
-
-
-def _size(x: Any) -> int:
-    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)

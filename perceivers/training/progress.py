@@ -1,16 +1,20 @@
-"""What a run shows while it trains: one bar to the end of the run, and a line an epoch."""
+"""The progress of a run: a bar to its end and one line per epoch, `metrics.csv`, and curves of it."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from perceivers._atomic import replacing
+
 
 class Progress(ProgressBar):
-    """A bar over all steps of the run, with the epoch, the loss and the time left; and after each epoch a line that stays.
+    """A bar over all steps of the run, with the epoch, the loss and the time left, and after each epoch a line that stays.
 
-    Where the output is no terminal there are only the lines.
+    If the output is not a terminal, only the lines are shown.
     """
 
     def __init__(self) -> None:
@@ -19,7 +23,7 @@ class Progress(ProgressBar):
         self.enabled = True
 
     def disable(self) -> None:
-        """Shows nothing: called in all processes but the first."""
+        """Show nothing; called in all processes but the first."""
         self.enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
@@ -64,3 +68,57 @@ class Progress(ProgressBar):
 def _words(metrics: Any) -> str:
     order = sorted(metrics, key=lambda name: (not name.startswith("train"), not name.endswith("loss"), name))
     return "  ".join(f"{name} {float(metrics[name]):.4g}" for name in order if name != "v_num")
+
+
+class History(Callback):
+    """Writes `metrics.csv`, one row per epoch; a resumed run replaces rows that it computes again.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a row."""
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {name: f"{float(value):.6g}" for name, value in sorted(trainer.callback_metrics.items())}
+        rows = [old for old in read_metrics(self.path) if int(old["step"]) < trainer.global_step] + [row]
+        with replacing(self.path) as file:
+            names = list(dict.fromkeys(name for one in rows for name in one))
+            lines = [",".join(names), *(",".join(str(one.get(name, "")) for name in names) for one in rows)]
+            file.write(("\n".join(lines) + "\n").encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Return the rows of `metrics.csv`; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def draw_curves(history: Path, figure_file: Path) -> None:
+    """Draw the losses and the metric of `metrics.csv` by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(history)
+    if not rows:
+        return
+    metrics = [name for name in rows[0] if name.startswith("val_") and name != "val_loss"]
+    panels = [[name for name in ("train_loss", "val_loss") if name in rows[0]], *([metrics] if metrics else [])]
+    figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.set_xlabel("step")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    with replacing(figure_file) as file:
+        figure.savefig(file, dpi=120)

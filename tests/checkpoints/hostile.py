@@ -611,7 +611,7 @@ def our_folders(folder: Path) -> list[Document]:
     }.items():
         models[name] = PerceiverIO(inputs=ids if name == "tokens" else picture, outputs=output, **SMALL)
     models["perceiver"].preprocessing = {
-        "kind": "Pictures",
+        "kind": "Images",
         "labels": ["a", "b", "c"],
         "task": "classification",
         "size": [8, 8],
@@ -635,7 +635,7 @@ def their_folders(folder: Path) -> list[Document]:
     found = []
     for name, model in models.items():
         if name != "text":
-            model.preprocessing = DESCRIPTIONS["CentredPictures"]
+            model.preprocessing = DESCRIPTIONS["CenterCroppedImages"]
         transformers.save(model, folder / name, labels=["a", "b", "c"])
         found.append(document_of(folder / name))
         if name != "text":
@@ -647,10 +647,17 @@ def their_folders(folder: Path) -> list[Document]:
 
 NAMED: dict[str, Any] = {"labels": ["a", "b", "c"], "task": "classification"}
 DESCRIPTIONS: dict[str, dict[str, Any]] = {
-    "Pictures": {"kind": "Pictures", **NAMED, "size": [8, 8], "channels": 3},
-    "CentredPictures": {"kind": "CentredPictures", **NAMED, "size": [8, 8], "crop": [9, 9], "resample": 3, "scale": 0.1}
+    "Images": {"kind": "Images", **NAMED, "size": [8, 8], "channels": 3},
+    "CenterCroppedImages": {
+        "kind": "CenterCroppedImages",
+        **NAMED,
+        "size": [8, 8],
+        "crop": [9, 9],
+        "resample": 3,
+        "scale": 0.1,
+    }
     | {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]},
-    "Sounds": {"kind": "Sounds", **NAMED, "num_samples": 100, "sample_rate": 8000},
+    "Audio": {"kind": "Audio", **NAMED, "num_samples": 100, "sample_rate": 8000},
     "Arrays": {"kind": "Arrays", **NAMED, "data_shape": [1, 5], "mean": [0.5], "std": [2.0]},
     "Table": {
         "kind": "Table",
@@ -677,7 +684,8 @@ def preprocessings(folder: Path) -> list[Document]:
     found = []
     for name, description in DESCRIPTIONS.items():
         path = folder / name / "preprocessing.json"
-        Preprocessing.create(description).save(path)
+        path.parent.mkdir()
+        path.write_text(json.dumps(Preprocessing.create(description).describe()))
         found.append(document_of(folder / name, path.name, Preprocessing.load))
     return found
 

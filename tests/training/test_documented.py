@@ -27,9 +27,8 @@ ELSEWHERE = {
     "pip install 'perceivers[train]'": "make test installs the extra",
     "perceivers fit digits --trainer.devices 2 --trainer.strategy ddp": "test_processes.py",
     "perceivers fit digits --trainer.devices 2 --trainer.strategy fsdp2": "test_processes.py",
-    "perceivers data prepare mnist": "test_sets.py, with a small archive",
-    "perceivers data prepare mnist --folder data": "test_sets.py, with a small archive",
-    "torchrun": "test_processes.py starts two processes as it does; the page says what was not tested",
+    "python": "tests of tools/datasets",
+    "torchrun": "test_processes.py starts two processes as it does; the page says what is not tested",
     "srun": "the page says so",
 }
 # Every option of ours, by its last name: the page has each.
@@ -38,7 +37,7 @@ OPTIONS = {
     for kind in (PathData, Training, Pretraining)
     for name in inspect.signature(kind).parameters
     if name not in ("path", "network")
-} | {"--model.network", "--output", "--every", "--ema", "--from", "--resume", "--config", "--folder"}
+} | {"--model.network", "--output", "--every", "--ema", "--from", "--resume", "--config"}
 SMALL = [option for option in TINY if "epochs" not in option and "dim" not in option]
 
 
@@ -49,11 +48,11 @@ def blocks(language):
 
 def test_every_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    material.pictures(Path("digits"))
-    material.sounds(Path("tones"))
+    material.images(Path("digits"))
+    material.audio(Path("tones"))
     material.videos(Path("moves"))
     material.texts(Path("texts"))
-    material.points(Path("shapes.npz"))
+    material.point_clouds(Path("shapes.npz"))
     shutil.copytree(ROOT / "recipes", "recipes")
     material.wines(Path("wines.csv"))
     pandas.read_csv("wines.csv").to_parquet("wines.parquet")
@@ -65,7 +64,6 @@ def test_every_line(tmp_path, monkeypatch, capsys):
         if shlex.join(words) in {shlex.join(shlex.split(one)) for one in ELSEWHERE} or words[0] in ELSEWHERE:
             continue
         assert words[0] == "perceivers", line
-        monkeypatch.delenv("PERCEIVERS_RUN", raising=False)  # each line is a process of its own
         if words[-1] == "--help":
             with pytest.raises(SystemExit) as ended:
                 main(words[1:])
@@ -81,7 +79,7 @@ def test_every_line(tmp_path, monkeypatch, capsys):
             extra = [option for option in extra if "num_latent_tokens" not in option]
         assert main([*words[1:], *extra]) == 0, line
         ran.append(words[1])
-    assert set(ran) >= {"fit", "predict", "explain", "validate", "test", "data"}
+    assert set(ran) >= {"fit", "pretrain", "predict", "explain", "validate", "test"}
     assert len(ran) > 12
     assert {option for option in OPTIONS if option not in PAGE.read_text()} == set()
     for code in blocks("python"):
@@ -92,7 +90,7 @@ def test_every_line(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes(recipe, tmp_path, monkeypatch):
-    """Their options are there, and their heads say what they must."""
+    """Their options exist, and their heads are complete."""
     monkeypatch.chdir(tmp_path)
     material.arrays(Path("digits.npz"))
     for word in ("# Data: ", "# Command: ", "# Hardware: ", "# Time: ", "# Result: ", f"--config recipes/{recipe.name}"):

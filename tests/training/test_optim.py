@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("lightning", reason="the training extra is not installed")
-from perceivers.training.optim import Lamb, learning_rate_factor, parameter_groups
+from perceivers.training.optim import Lamb, OptimizerConfig, learning_rate_factor, parameter_groups
 
 # Three steps of optax 0.2.8's lamb(0.01, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.1) in float64, "a" alone with decay.
 START = {"a": [[0.5, -1.0, 2.0], [0.25, 0.0, -3.0]], "b": [0.1, -0.2], "c": [0.0, 0.0]}
@@ -57,14 +57,94 @@ def test_lamb_makes_optaxs_steps():
 
 
 @pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"eps": math.inf}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}])
-def test_lamb_says_what_is_wrong(arguments):
+def test_wrong_arguments_of_lamb(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Lamb([nn.Parameter(torch.zeros(2))], **arguments)
 
 
-def test_biases_and_norms_do_not_decay():
-    groups = parameter_groups(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), 0.5)
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.5, 1), (0.0, 3)]
+class Model(nn.Module):
+    """A model of two layers with latents, which knows what does not decay and how deep its parameters are."""
+
+    def __init__(self):
+        super().__init__()
+        self.latents = nn.Parameter(torch.zeros(2, 3))
+        self.layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        self.head = nn.Linear(3, 2)
+
+    def no_weight_decay(self):
+        return {"latents"}
+
+    def parameter_depths(self):
+        depths = {"latents": 0, "layers": 0, "head": 3}
+        names = dict(self.named_parameters())
+        return {n: int(n[7]) + 1 if n.startswith("layers") else depths[n.split(".")[0]] for n in names}
+
+
+def settings(model, **arguments):
+    """Learning rate and weight decay by the name of each parameter."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, **{"lr": 1.0, "weight_decay": 0.5, **arguments})
+    return {names[parameter]: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+
+
+def test_vectors_and_what_the_model_names_do_not_decay():
+    plain = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    assert {name: decay for name, (_, decay) in settings(plain).items()} == {
+        "0.weight": 0.5,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }
+    assert settings(Model())["latents"] == (1.0, 0.0)
+    assert settings(Model())["head.weight"] == (1.0, 0.5)
+    frozen = Model()
+    frozen.head.requires_grad_(False)
+    assert not any(name.startswith("head") for name in settings(frozen))
+
+
+def test_layer_decay():
+    found = settings(Model(), lr=0.1, layer_decay=0.5)
+    rates = {name: pytest.approx(0.1 * 0.5**below) for name, below in [("latents", 3), ("head.weight", 0), ("head.bias", 0)]}
+    rates |= {f"layers.{i}.{kind}": pytest.approx(0.1 * 0.5 ** (2 - i)) for i in (0, 1) for kind in ("weight", "bias")}
+    assert {name: rate for name, (rate, _) in found.items()} == rates
+    assert found["latents"][1] == found["layers.0.bias"][1] == 0
+    with pytest.raises(ValueError, match=r"layer_decay=0\.5 needs a model with the method parameter_depths"):
+        parameter_groups(nn.Linear(2, 2), lr=1.0, weight_decay=0.0, layer_decay=0.5)
+
+
+CONFIG = {"optimizer": "adamw", "lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.5, "layer_decay": 0.5}
+CONFIG |= {"schedule": "constant", "warmup_steps": 0.25}
+
+
+@pytest.mark.parametrize("warmup_steps", [0.25, 2.0])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_the_optimiser_and_its_schedule(optimizer, warmup_steps):
+    """A share of the steps, or their number; each group keeps its own rate."""
+    made = OptimizerConfig(**{**CONFIG, "optimizer": optimizer, "warmup_steps": warmup_steps}).make(Model(), 8)
+    scheduler = made["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(3):
+        rates.append((scheduler.get_last_lr()[0], scheduler.get_last_lr()[-1]))
+        made["optimizer"].step()
+        scheduler.step()
+    assert rates == [pytest.approx(one) for one in ((0.1 / 16, 0.05), (0.1 / 8, 0.1), (0.1 / 8, 0.1))]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"optimizer": "sgdx"},
+        {"schedule": "linear"},
+        {"lr": math.nan},
+        {"betas": (0.9, 1.0)},
+        {"weight_decay": -1.0},
+        {"layer_decay": 0.0},
+        {"warmup_steps": -0.1},
+    ],
+)
+def test_wrong_settings(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        OptimizerConfig(**{**CONFIG, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -85,5 +165,5 @@ def test_schedules(schedule, step, factor):
     assert learning_rate_factor(schedule, step, 100, 0.0) == pytest.approx(factor)
 
 
-def test_the_learning_rate_rises_in_the_warm_up():
-    assert [learning_rate_factor("constant", step, 100, 0.04) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+def test_the_learning_rate_rises_in_the_warmup():
+    assert [learning_rate_factor("constant", step, 100, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]

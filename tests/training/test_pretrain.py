@@ -1,6 +1,5 @@
-"""Masked self-pretraining: what is hidden is not seen, costs nothing, and is learned; fitting begins with what was learned."""
+"""Masked self-pretraining: what is hidden is not seen, costs nothing, and is learned; fitting starts from what was learned."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +10,28 @@ from safetensors.torch import load_file
 pytest.importorskip("lightning", reason="the training extra is not installed")
 import training_material as material
 from perceivers.__main__ import main
-from perceivers.training.datamodule import PathData, batch_of
+from perceivers.data import Preprocessing
+from perceivers.training.datamodule import PathData
 from perceivers.training.pretrain import Pretraining, hide
-from training_material import TINY
+from training_material import KINDS, TINY, Killed, killed_at, read_rows
 
 pytestmark = [pytest.mark.filterwarnings("default")]
 
-MADE = {
-    "pictures": lambda: material.pictures(Path("digits")),
-    "sounds": lambda: material.sounds(Path("tones")),
-    "videos": lambda: material.videos(Path("moves")),
-    "arrays": lambda: material.arrays(Path("digits.npz")),
-    "table": lambda: material.wines(Path("wines.csv")),
-    "texts": lambda: material.texts(Path("texts")),
-}
+SUPPORTED = [kind for kind in KINDS if Preprocessing.kinds[kind].mask_ratio is not None]
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PERCEIVERS_RUN", raising=False)
 
 
 def losses(run):
-    with (Path(run) / "metrics.csv").open(newline="") as file:
-        return [float(row["val_loss"]) for row in csv.DictReader(file)]
+    return [float(row["val_loss"]) for row in read_rows(f"{run}/metrics.csv")]
 
 
-@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("kind", SUPPORTED)
 def test_pretrain_then_fit(kind, capsys):
-    path = str(MADE[kind]())
+    path = str(KINDS[kind][0]())
     arguments = [*TINY, "--trainer.max_epochs=6", "--data.batch_size=16", "--model.lr=0.005"]
     assert main(["pretrain", path, "--output=pre", *arguments]) == 0
     assert "--from pre" in capsys.readouterr().out
@@ -51,40 +42,38 @@ def test_pretrain_then_fit(kind, capsys):
     before, after = (load_file(f"{folder}/model.safetensors") for folder in ("pre", "run"))
     taken = [name for name in after if name.startswith(("inputs.", "encoder."))]
     assert len(taken) > 20
-    for name in taken:  # a learning rate of zero leaves what was begun with
+    for name in taken:  # a learning rate of zero leaves them
         assert torch.equal(before[name], after[name]), name
     assert main(["predict", "run", path]) == 0
     assert main(["fit", "--resume", "run", "--trainer.max_epochs=2"]) == 0
 
 
 def model_and_batch(kind, **settings):
-    data = PathData(str(MADE[kind]()), task="pretraining")
+    data = PathData(str(KINDS[kind][0]()), task="pretraining")
     network = {"dim": 16, "heads": 2, "num_latent_tokens": 4, "num_latent_transformers_in_layers": [1, 1]}
     torch.manual_seed(0)
-    model = Pretraining(network, preprocessing=data.description, **settings)
+    model = Pretraining(network, preprocessing=data.preprocessing.describe(), **settings)
     for parameter in model.network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     examples = data.examples("train")
-    return model, batch_of([examples[i] for i in range(6)])
+    return model, examples.collate([examples[i] for i in range(6)])
 
 
-# Of sound, windows overlap: what is hidden is hidden as a piece of the spectrum.
-@pytest.mark.parametrize("kind", sorted({*MADE} - {"sounds"}))
+# Windows of audio overlap: what is hidden is a piece of the spectrum, not of the waveform.
+@pytest.mark.parametrize("kind", [kind for kind in SUPPORTED if kind != "Audio"])
 def test_what_is_hidden_is_not_seen(kind, monkeypatch):
     """Results do not change where what is hidden changes, and do where it is not."""
     model, (x, mask, _) = model_and_batch(kind)
     seen = []
-    right = model._compare
-    monkeypatch.setattr(model, "_compare", lambda said, *rest: seen.append((said, rest[-1])) or right(said, *rest))
+    right = model.network.decode
+    monkeypatch.setattr(model.network, "decode", lambda *given, **named: seen.append(right(*given, **named)) or seen[-1])
     model.loss((x, mask, None), 3)
     (group,) = model.network.inputs(x, mask)
-    known = torch.ones(len(group.content), group.num_inputs, dtype=torch.bool) if mask is None else group.mask.flatten(1)
-    if isinstance(x, dict):
-        known = torch.cat([~x["numeric"].isnan(), x["categorical"] != -1], dim=1)
-    visible = hide(known, model.hidden, 3)[2]
+    known = model.preprocessing.known(x, group)
+    visible = hide(known, model.mask_ratio, 3)[2]
     hidden = known & ~visible
 
-    def changed(where):  # of pieces of a waveform or a picture, what they are made of
+    def changed(where):  # of patches, the pixels that they are made of
         if isinstance(x, dict):
             split = x["numeric"].shape[1]
             numeric = torch.where(where[:, :split], x["numeric"] + 1, x["numeric"])
@@ -100,19 +89,19 @@ def test_what_is_hidden_is_not_seen(kind, monkeypatch):
 
     model.loss((changed(hidden), mask, None), 3)
     model.loss((changed(visible), mask, None), 3)
-    assert torch.equal(seen[0][0], seen[1][0])
-    assert not torch.allclose(seen[0][0], seen[2][0])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.allclose(seen[0], seen[2])
 
 
 def test_cost_falls_with_what_is_hidden(monkeypatch):
     read = []
     for share in (0.25, 0.75):
-        model, batch = model_and_batch("pictures", hidden=share)
+        model, batch = model_and_batch("Images", mask_ratio=share)
         right = model.network.encoder.forward
         monkeypatch.setattr(model.network.encoder, "forward", lambda tokens, right=right: read.append(tokens) or right(tokens))
         model.loss(batch, 0)
     sizes = [tokens[0].num_inputs for tokens in read]
-    assert sizes == [12, 4]  # of 16 pieces of 2 x 2 pixels
+    assert sizes == [12, 4]  # of 16 patches of 2 x 2 pixels
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
@@ -130,31 +119,21 @@ def test_hide(share):
 
 
 def test_missing_values_are_not_asked_for():
-    model, (x, mask, _) = model_and_batch("table")
+    model, (x, mask, _) = model_and_batch("Table")
     x["numeric"][:, :4] = float("nan")
     x["categorical"][:, 0] = -1
     assert torch.isfinite(model.loss((x, mask, None), 0))
-    _, asked, visible = hide(torch.cat([~x["numeric"].isnan(), x["categorical"] != -1], 1), model.hidden, 0)
+    _, asked, visible = hide(torch.cat([~x["numeric"].isnan(), x["categorical"] != -1], 1), model.mask_ratio, 0)
     assert not visible[:, :4].any()
     assert asked.sum(1).max() < x["numeric"].shape[1]
 
 
 def test_resumed_pretraining_ends_with_the_same_weights(monkeypatch):
-    material.pictures(Path("digits"))
+    material.images(Path("digits"))
     options = [*TINY, "--every=2"]
     assert main(["pretrain", "digits", "--output=whole", *options]) == 0
-    right, steps = Pretraining.training_step, iter(range(100))
-
-    class Killed(BaseException):
-        pass
-
-    def training_step(self, batch, batch_idx):
-        if next(steps) == 5:
-            raise Killed
-        return right(self, batch, batch_idx)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "training_step", training_step)
+        killed_at(5, Pretraining, patch)
         with pytest.raises(Killed):
             main(["pretrain", "digits", "--output=run", *options])
     assert main(["pretrain", "--resume", "run"]) == 0
@@ -162,7 +141,7 @@ def test_resumed_pretraining_ends_with_the_same_weights(monkeypatch):
 
 
 def test_data_without_labels(capsys):
-    digits = material.pictures(Path("digits"))
+    digits = material.images(Path("digits"))
     for i, file in enumerate(sorted(digits.rglob("*.png"))):
         file.rename(f"digits/{i}.png")
     np.savez("x.npz", x=np.random.default_rng(0).standard_normal((40, 2, 24)))
@@ -174,16 +153,19 @@ def test_data_without_labels(capsys):
 
 
 def test_wrong_use(capsys):
-    material.pictures(Path("digits"))
+    material.images(Path("digits"))
     material.arrays(Path("digits.npz"))
     assert main(["pretrain", "digits", "--output=pre", *TINY, "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", "digits", "--output=run", *TINY, "--trainer.max_epochs=1"]) == 0
     cases = [
-        (["fit", "digits.npz", "--from", "pre", "--output=run"], "the pretrained model reads pictures"),
-        (["fit", "digits", "--from", "nowhere", "--output=run"], "nowhere"),
-        (["pretrain", "digits", "--from", "pre"], "--resume pre goes on"),
-        (["pretrain", "digits", "--output=other", "--model.hidden=1"], "hidden=1"),
+        (["fit", "digits.npz", "--from", "pre", "--output=other"], "the pretrained model reads images"),
+        (["fit", "digits", "--from", "nowhere", "--output=other"], "nowhere"),
+        (["pretrain", "digits", "--from", "pre"], "--resume pre continues"),
+        (["pretrain", "digits", "--output=other", "--model.mask_ratio=1"], "mask_ratio=1"),
         (["pretrain"], "perceivers pretrain PATH"),
-        (["fit", "digits", "--resume", "pre"], "leave the others out"),
+        (["fit", "--from", "x", "--resume", "run"], "leave PATH and --from out"),
+        (["fit", "digits", "--resume", "run"], "leave PATH and --from out"),
+        (["validate", "pre"], "perceivers fit PATH --from pre"),
     ]
     for arguments, message in cases:
         assert main(arguments) == 2, arguments

@@ -1,6 +1,5 @@
 """Two processes train as one does."""
 
-import csv
 import os
 import signal
 import socket
@@ -15,12 +14,11 @@ from safetensors.numpy import load_file
 
 pytest.importorskip("lightning", reason="the training extra is not installed")
 import training_material as material
-from perceivers.__main__ import main
-from training_material import TINY
+from training_material import TINY, read_rows
 
 pytestmark = [pytest.mark.filterwarnings("default")]
 
-OPTIONS = [*TINY, "--data.batch_size=32", "--model.pictures=none", "--trainer.accelerator=cpu"]
+OPTIONS = [*TINY, "--data.batch_size=32", "--model.augment=none", "--trainer.accelerator=cpu"]
 
 
 def fit(*options, again=False, **environment):
@@ -41,13 +39,8 @@ def finish(process):
     assert process.returncode == 0, said
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def assert_alike(one, other):
-    for a, b in zip(rows(one / "metrics.csv"), rows(other / "metrics.csv"), strict=True):
+    for a, b in zip(read_rows(one / "metrics.csv"), read_rows(other / "metrics.csv"), strict=True):
         assert (a["epoch"], a["step"]) == (b["epoch"], b["step"])
         assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-4)
         assert float(a["val_accuracy"]) == pytest.approx(float(b["val_accuracy"]), abs=1e-6)
@@ -58,9 +51,9 @@ def assert_alike(one, other):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """Data, whose 15 samples to validate are no even shares, and a run of one process."""
+    """Data, whose 15 validation samples cannot be shared evenly, and a run of one process."""
     folder = tmp_path_factory.mktemp("one")
-    material.pictures(folder / "digits", 150)
+    material.images(folder / "digits", 150)
     finish(fit(str(folder / "digits"), f"--output={folder / 'run'}"))
     return folder
 
@@ -101,10 +94,13 @@ def test_ctrl_c_ends_all_processes(one, tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 40 * 4
 
 
-def test_what_fsdp2_does_not_do(one, tmp_path, capsys):
-    options = ["--trainer.strategy=fsdp2", "--trainer.accelerator=cpu", "--trainer.devices=2", f"--output={tmp_path}"]
-    assert main(["fit", str(one / "digits"), "--ema=0.9", *options]) == 2
-    assert "leave one of them out" in capsys.readouterr().err
+def test_the_first_process_chooses_the_folder(one, tmp_path, monkeypatch):
+    """The others make no folder of their own, though neither the environment nor their arguments name the first one's."""
+    monkeypatch.chdir(tmp_path)
+    finish(fit(str(one / "digits"), "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"))
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["digits-1"]
+    assert (tmp_path / "runs/digits-1/model.safetensors").exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
 
 
 @pytest.mark.slow

@@ -1,13 +1,10 @@
-"""A run that was stopped, at any moment and in any way, ends with what one never stopped ends with, bit for bit."""
+"""A run that was stopped, at any moment and in any way, ends with what an uninterrupted one ends with, bit for bit."""
 
-import errno
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,27 +13,20 @@ import torch
 pytest.importorskip("lightning", reason="the training extra is not installed")
 import training_material as material
 from perceivers.__main__ import main
-from perceivers.training import files
-from perceivers.training.checkpoint import AtomicCheckpointIO
-from perceivers.training.datamodule import ShuffledBatches
 from perceivers.training.module import Training
-from training_material import TINY
+from training_material import TINY, Killed, killed_at
 
 pytestmark = [pytest.mark.filterwarnings("default")]
 
-OPTIONS = [*TINY, "--every=3", "--ema=0.9", "--model.network.ff_dropout=0.1", "--data.batch_size=32", "--model.pictures=light"]
-STEPS = 2 * 4  # two epochs of 144 pictures in batches of 32
-
-
-class Killed(BaseException):
-    """Ends a run as nothing that the run handles does."""
+OPTIONS = [*TINY, "--every=3", "--ema=0.9", "--model.network.ff_dropout=0.1", "--data.batch_size=32", "--model.augment=light"]
+STEPS = 2 * 4  # two epochs of 144 images in batches of 32
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    material.pictures(folder / "digits")
+    material.images(folder / "digits")
     assert main(["fit", str(folder / "digits"), f"--output={folder / 'run'}", *OPTIONS]) == 0
     return folder
 
@@ -64,18 +54,6 @@ def assert_same(whole, run, steps=STEPS):
     assert (whole / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
-def killed_at(step, monkeypatch):
-    """Lets a run die in its training step number `step`, counted from now."""
-    right, steps = Training.training_step, iter(range(10**6))
-
-    def training_step(self, batch, batch_idx):
-        if next(steps) == step:
-            raise Killed
-        return right(self, batch, batch_idx)
-
-    monkeypatch.setattr(Training, "training_step", training_step)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("step", [3, 4, 5, 7])
 def test_killed_at_a_step(step, workers, whole, tmp_path, monkeypatch):
@@ -84,11 +62,11 @@ def test_killed_at_a_step(step, workers, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     options = [*OPTIONS, f"--data.num_workers={workers}"]
     with monkeypatch.context() as patch:
-        killed_at(step, patch)
+        killed_at(step, Training, patch)
         with pytest.raises(Killed):
             main(["fit", str(whole / "digits"), f"--output={run}", *options])
     with monkeypatch.context() as patch:  # and once more, where it went on
-        killed_at(1, patch)
+        killed_at(1, Training, patch)
         with pytest.raises(Killed):
             main(["fit", "--resume", str(run)])
     assert main(["fit", "--resume", str(run)]) == 0
@@ -105,11 +83,11 @@ def test_killed_while_gradients_add_up(step, whole, tmp_path, monkeypatch):
         "--trainer.precision=bf16-mixed",
         "--model.mixup=0.3",
     ]
-    options += ["--model.optimizer=lamb", "--model.grad_checkpointing=true", "--model.pictures=crop+flip+randaugment"]
+    options += ["--model.optimizer=lamb", "--model.grad_checkpointing=true", "--model.augment=crop+flip+randaugment"]
     data = str(whole / "digits")
     assert main(["fit", data, f"--output={tmp_path / 'run'}", *options]) == 0
     with monkeypatch.context() as patch:
-        killed_at(step, patch)
+        killed_at(step, Training, patch)
         with pytest.raises(Killed):
             main(["fit", data, f"--output={tmp_path / 'other'}", *options])
     assert 0 < torch.load(tmp_path / "other" / "last.ckpt", weights_only=True)["global_step"] < STEPS // 2
@@ -121,7 +99,7 @@ def test_killed_while_gradients_add_up(step, whole, tmp_path, monkeypatch):
 def long(tmp_path_factory):
     """A run of so many epochs that a signal after the first comes while it trains."""
     folder = tmp_path_factory.mktemp("long")
-    material.pictures(folder / "digits")
+    material.images(folder / "digits")
     assert main(["fit", str(folder / "digits"), f"--output={folder / 'run'}", *OPTIONS, *LONG]) == 0
     return folder
 
@@ -164,13 +142,14 @@ def test_signals(how, seed, workers, long, tmp_path):
 def test_a_late_interrupt_changes_nothing(whole, tmp_path):
     """From when all is saved to the end of the process."""
     script = (
-        "import atexit, os, signal, sys, time, perceivers.training.run as run\n"
+        "import atexit, os, signal, sys, time\n"
         "from perceivers.__main__ import main\n"
+        "from perceivers.training.run import Run\n"
         "def interrupt(*given): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.01)\n"
-        "right = run.export\n"
-        "run.export = lambda *given: (interrupt(), right(*given))\n"
-        "atexit.register(interrupt)\n"  # what is registered first runs last
-        "sys.exit(main(sys.argv[1:]))\n"
+        "right = Run.export\n"
+        "Run.export = lambda *given: (interrupt(), right(*given))\n"
+        "atexit.register(interrupt)\n"  # the first to be registered is the last to run
+        "sys.exit(main())\n"
     )
     command = [sys.executable, "-c", script, "fit", str(whole / "digits"), f"--output={tmp_path}", *OPTIONS]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -188,29 +167,12 @@ def test_a_finished_run_goes_on(whole, tmp_path):
     assert len((run / "metrics.csv").read_text().splitlines()) == 4
 
 
-def test_the_order_is_a_function_of_how_many_batches_were_taken():
-    whole = ShuffledBatches(23, 4, seed=5)
-    epochs = []
-    for _ in range(3):
-        for batch in whole:
-            epochs.append(batch)
-            whole.consumed += 1
-    assert len(epochs) == 15
-    assert epochs[:5] != epochs[5:10]
-    for consumed in range(15):
-        rest = ShuffledBatches(23, 4, seed=5)
-        rest.consumed = consumed
-        assert next(iter(rest)) == epochs[consumed]
-    shares = [ShuffledBatches(23, 4, seed=5, rank=rank, world_size=2) for rank in (0, 1)]
-    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in epochs[:5]]
-
-
 def test_a_moved_run_goes_on_from_anywhere(whole, tmp_path, monkeypatch):
     """Its data are found by their full path, all else in its folder."""
     monkeypatch.chdir(tmp_path)
-    material.pictures(Path("digits"))
+    material.images(Path("digits"))
     with monkeypatch.context() as patch:
-        killed_at(5, patch)
+        killed_at(5, Training, patch)
         with pytest.raises(Killed):
             main(["fit", "digits", "--output=run", *OPTIONS])
     (tmp_path / "other").mkdir()
@@ -222,93 +184,11 @@ def test_a_moved_run_goes_on_from_anywhere(whole, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-# Files: the old one or the new one, never half of one.
-
-
-def checkpoint(number):
-    return {"weights": torch.full((1000,), float(number)), "step": number}
-
-
-class Writes:
-    """Counts writes, syncs and renames, and fails at one of them."""
-
-    def __init__(self, at, error, monkeypatch):
-        self.count, self.at, self.error = 0, at, error
-        for name in ("fsync", "replace"):
-            monkeypatch.setattr(files.os, name, self.counted(getattr(os, name)))
-        right = os.fdopen
-
-        def fdopen(*arguments):
-            file = right(*arguments)
-            return Torn(file, self)
-
-        monkeypatch.setattr(files.os, "fdopen", fdopen)
-
-    def counted(self, function):
-        def call(*arguments):
-            self.step()
-            return function(*arguments)
-
-        return call
-
-    def step(self):
-        self.count += 1
-        if self.count == self.at:
-            raise self.error
-
-
-class Torn:
-    """A file of which the failing write leaves a half."""
-
-    def __init__(self, file, writes):
-        self.file, self.writes = file, writes
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def write(self, data):
-        try:
-            self.writes.step()
-        except BaseException:
-            self.file.write(bytes(data)[: len(data) // 2])
-            raise
-        return self.file.write(data)
-
-
-@pytest.mark.parametrize("error", [Killed(), OSError(errno.ENOSPC, "No space left on device")], ids=["killed", "full disk"])
-def test_a_checkpoint_is_old_or_new(error, tmp_path, monkeypatch):
-    """Dies at the k-th write, sync or rename, for every k."""
-    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint(checkpoint(1), path)
-    outcomes = []
-    for k in range(1, 1000):
-        with monkeypatch.context() as patch:
-            writes = Writes(k, error, patch)
-            with suppress(Killed, OSError, RuntimeError):
-                io.save_checkpoint(checkpoint(2), path)
-        loaded = io.load_checkpoint(path)
-        outcomes.append(loaded["step"])
-        assert torch.equal(loaded["weights"], checkpoint(loaded["step"])["weights"])
-        assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-        io.save_checkpoint(checkpoint(1), path)
-        if writes.count < k:
-            break
-    assert len(outcomes) > 5
-    assert outcomes[-1] == 2  # nothing failed
-    assert outcomes[0] == 1
-
-
 DRIVER = """
 import os, shutil, sys
 from pathlib import Path
 from perceivers.__main__ import main
-from perceivers.training import files
+from perceivers import _atomic
 from perceivers.training.checkpoint import AtomicCheckpointIO
 
 run, stride, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -355,7 +235,7 @@ def dies(k, save):  # in a process of its own, at write, sync or rename number k
     if pid == 0:
         at = k
         names = {"fsync": counted(os.fsync), "replace": counted(os.replace), "fdopen": lambda *given: Torn(fdopen(*given))}
-        files.os = type("os", (), {**vars(os), **names, "fdopen": staticmethod(names["fdopen"])})
+        _atomic.os = type("os", (), {**vars(os), **names, "fdopen": staticmethod(names["fdopen"])})
         save()
         os.write(pipe[1], str(count).encode())
         os._exit(0)
@@ -412,35 +292,3 @@ def test_a_run_that_dies_while_it_saves(stride, whole, tmp_path):
         assert main(["fit", "--resume", str(run)]) == 0
         assert_same(whole, run)
         assert not list(run.glob(".*"))  # what the dead process left was removed
-
-
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint(checkpoint(1), path)
-    Writes(2, OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
-    with pytest.raises(OSError, match=r"the disk is full, last\.ckpt was not written"):
-        io.save_checkpoint(checkpoint(2), path)
-
-
-@pytest.mark.parametrize("damage", ["empty", "half", "no checkpoint", "missing", "code"])
-def test_a_damaged_checkpoint_is_one_clear_error(damage, tmp_path):
-    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint(checkpoint(1), path)
-    whole = path.read_bytes()
-    match damage:
-        case "missing":
-            path.unlink()
-        case "code":
-            torch.save({"weights": Runs()}, path)
-        case _:
-            path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "no checkpoint": b"hello"}[damage])
-    with pytest.raises(ValueError, match=r"last\.ckpt"):
-        io.load_checkpoint(path)
-    assert not Path(tmp_path / "ran").exists()
-
-
-class Runs:
-    """A pickle that would run a command."""
-
-    def __reduce__(self):
-        return os.system, ("touch ran",)
