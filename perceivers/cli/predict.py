@@ -17,16 +17,16 @@ from tqdm import tqdm
 from perceivers._atomic import replacing
 from perceivers.checkpoints.detect import from_pretrained
 from perceivers.data.detect import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
-from perceivers.data.preprocessing import Points, Preprocessing, Sounds, collate
+from perceivers.data.preprocessing import Points, Preprocessing, Audio, collate
 from perceivers.layers import Resampler
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.pretrained import PREPROCESSING
 
 SUFFIXES = {
-    "Pictures": PICTURES,
-    "CentredPictures": PICTURES,
-    "Sounds": SOUNDS,
+    "Images": PICTURES,
+    "CenterCroppedImages": PICTURES,
+    "Audio": SOUNDS,
     "Videos": VIDEOS,
     "Text": {".txt"},
     "Table": {*TABLES, ".npz"},
@@ -258,11 +258,11 @@ def _draw(
     else:
         columns = [*getattr(preprocessing, "numeric", []), *getattr(preprocessing, "categorical", {})]
         # Of sound the axis is time; else places, one a bar.
-        length = preprocessing.num_samples / preprocessing.sample_rate if isinstance(preprocessing, Sounds) else len(together)
+        length = preprocessing.num_samples / preprocessing.sample_rate if isinstance(preprocessing, Audio) else len(together)
         if isinstance(x, Tensor):
             series = x[0].reshape(-1, x.shape[-1])[0].float().cpu().numpy()
             panels[0].plot(np.linspace(0, length, len(series)), series, linewidth=0.6)
-            panels[0].set_xlabel("seconds" if isinstance(preprocessing, Sounds) else "place", fontsize=7)
+            panels[0].set_xlabel("seconds" if isinstance(preprocessing, Audio) else "place", fontsize=7)
         else:
             panels[0].axis("off")
             panels[0].text(0, 1, "\n".join(f"{c}: {record[c]}" for c in columns[:20]), va="top", fontsize=6)

@@ -31,7 +31,7 @@ from perceivers.training.sets import SETS, cache
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
-MEDIA = {"Pictures": PICTURES, "Sounds": SOUNDS, "Videos": VIDEOS, "Text": {".txt"}}
+MEDIA = {"Images": PICTURES, "Audio": SOUNDS, "Videos": VIDEOS, "Text": {".txt"}}
 TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 TARGETS = ("label", "target", "class", "y")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation"}
@@ -55,7 +55,7 @@ class Recognised:
     """What was found.
 
     Attributes:
-        kind: "Pictures", "Sounds", "Videos", "Text", "Table", "Points" or "Arrays".
+        kind: "Images", "Audio", "Videos", "Text", "Table", "Points" or "Arrays".
         splits: "train", and "validation" and "test" where they are given.
         task: "classification", "multi_label" or "regression".
         labels: Names of classes, labels or numbers.
@@ -205,7 +205,7 @@ def _from_datasets(found: Any, target: str | None, task: str | None) -> Recognis
     if "train" not in parts:
         raise ValueError(f"PATH: the data set has the parts {sorted(map(str, found))}, but no 'train'")
     features = parts["train"].features
-    kinds = {Image: "Pictures", Audio: "Sounds", Video: "Videos"}
+    kinds = {Image: "Images", Audio: "Audio", Video: "Videos"}
     media = [name for name, feature in features.items() if type(feature) in kinds]
     names = _target_columns(features, target, media, task)
     columns = [name for name in features if name not in names]

@@ -119,7 +119,7 @@ class Preprocessing(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures(Preprocessing):
+class Images(Preprocessing):
     """Picture files, resized so that they cover `size`, cut to it in the centre, and scaled to [-1, 1].
 
     Attributes:
@@ -188,7 +188,7 @@ def read_picture(record: Any, mode: str, *, upright: bool = False) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CentredPictures(Preprocessing):
+class CenterCroppedImages(Preprocessing):
     """Picture files as transformers' PerceiverImageProcessor reads them, to the same numbers: cut, resized, standardised.
 
     Attributes:
@@ -237,8 +237,8 @@ class CentredPictures(Preprocessing):
         return torch.zeros(3, *self.size), None
 
     def inputs(self, dim: int) -> dict[str, Any]:
-        """As of `Pictures`."""
-        return Pictures(labels=self.labels, task="pretraining", size=self.size).inputs(dim)
+        """As of `Images`."""
+        return Images(labels=self.labels, task="pretraining", size=self.size).inputs(dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +325,7 @@ def decoded(record: Any) -> Iterator[Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sounds(Preprocessing):
+class Audio(Preprocessing):
     """Sound files, mixed to one channel and resampled; long ones are cut in the centre, short ones padded and masked.
 
     Attributes:

@@ -35,7 +35,7 @@ def augmented(
         x: What the model takes.
         mask: Its mask, or `None`.
         targets: Classes `[B]`, or labels or numbers `[B, k]`.
-        kind: The kind of preprocessing, such as "Pictures".
+        kind: The kind of preprocessing, such as "Images".
         classes: Number of classes; 0 where the targets are no classes.
         pictures: For pictures `[B, C, H, W]` and videos `[B, C, T, H, W]` in [-1, 1], "none" or several with "+" between:
             "light", turned by at most 10 degrees, moved and scaled by a tenth; "flip", mirrored left to right; "crop", a
@@ -51,10 +51,10 @@ def augmented(
     Returns:
         The same three; targets as probabilities `[B, classes]` where classes were mixed.
     """
-    if kind in ("Pictures", "Videos"):
+    if kind in ("Images", "Videos"):
         for name in changes_of(pictures):
             x = _changed(name, x)
-    if kind == "Sounds" and mask is not None:
+    if kind == "Audio" and mask is not None:
         mask = _without_spans(mask, an_int("time_spans", time_spans, 0))
     mixed = isinstance(x, Tensor) and x.is_floating_point() and mask is None
     if not mixed or (mixup == 0 and cutmix == 0):

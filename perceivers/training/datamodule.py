@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from perceivers.data.detect import Recognised, Split, recognise
 from perceivers.data.preprocessing import (
     Arrays,
-    Pictures,
+    Images,
     Points,
     Preprocessing,
-    Sounds,
+    Audio,
     Table,
     Text,
     Videos,
@@ -297,14 +297,14 @@ def choose(
         return replace(like, **common)
     records = (split.records[int(row)] for row in some)
     match found.kind:
-        case "Pictures":
+        case "Images":
             return _choose_pictures([_opened(record) for record in records], image_size, common)
-        case "Sounds":
+        case "Audio":
             sounds = [read_sound(record) for record in records]
             rate = int(np.median([rate for _, rate in sounds]))
             longest = max(len(values) / own for values, own in sounds)
             samples = round((min(longest, 10.0) if seconds is None else seconds) * rate)
-            return Sounds(**common, sample_rate=rate, num_samples=max(samples, 2))
+            return Audio(**common, sample_rate=rate, num_samples=max(samples, 2))
         case "Videos":
             seen = [next(decoded(record)).size for record in records]
             return Videos(**common, size=_side(seen, image_size), num_frames=num_frames)
@@ -336,9 +336,9 @@ def _opened(record: Any) -> tuple[tuple[int, int], str]:
         raise ValueError(f"{name} is damaged or no picture ({error}): remove or replace it") from error
 
 
-def _choose_pictures(seen: list[tuple[tuple[int, int], str]], size: int | None, common: dict[str, Any]) -> Pictures:
+def _choose_pictures(seen: list[tuple[tuple[int, int], str]], size: int | None, common: dict[str, Any]) -> Images:
     grey = all(mode in ("1", "L", "I", "I;16", "F") for _, mode in seen)
-    return Pictures(**common, size=_side([own for own, _ in seen], size), channels=1 if grey else 3)
+    return Images(**common, size=_side([own for own, _ in seen], size), channels=1 if grey else 3)
 
 
 def _side(sizes: list[tuple[int, int]], size: int | None) -> list[int]:

@@ -24,7 +24,7 @@ from perceivers.training.module import Trained, suggest
 
 # Shares that others found good: of patches in masked autoencoders of pictures, and of videos (Tong et al., 2022); of bytes
 # more than BERT's 0.15, as nothing stands for them.
-HIDDEN = {"Pictures": 0.75, "Videos": 0.9, "Sounds": 0.75, "Arrays": 0.75, "Text": 0.3, "Table": 0.3}
+HIDDEN = {"Images": 0.75, "Videos": 0.9, "Audio": 0.75, "Arrays": 0.75, "Text": 0.3, "Table": 0.3}
 
 
 class Pretraining(Trained):

@@ -20,7 +20,7 @@ import training_material as material
 from perceivers import PerceiverIO
 from perceivers.__main__ import main
 from perceivers.data.detect import recognise
-from perceivers.data.preprocessing import Pictures, Videos
+from perceivers.data.preprocessing import Images, Videos
 from perceivers.layers.encoder import LatentEncoder
 from perceivers.training.augment import _changed
 from training_material import TINY
@@ -139,7 +139,7 @@ def test_crops_are_whole_pictures_to_the_model():
     assert widths.min() < 0.5
     assert widths.max() > 0.8
     model = PerceiverIO(
-        inputs=Pictures(size=[12, 16], channels=1, labels=[], task="classification").inputs(16), outputs=OUTPUT, dim=16
+        inputs=Images(size=[12, 16], channels=1, labels=[], task="classification").inputs(16), outputs=OUTPUT, dim=16
     )
     (whole,), (crop,) = model.inputs(x), model.inputs(cropped)
     assert all(torch.equal(a, b) for a, b in zip(whole.tables, crop.tables, strict=True))
