@@ -24,6 +24,7 @@ from accuracy import assert_varies
 from perceivers import create_model, from_pretrained
 from perceivers.__main__ import main
 from perceivers.checkpoints.formats import krasserm
+from perceivers.checkpoints.source import Source
 
 RESULTS = np.load(GOLDEN) if GOLDEN.exists() else {}
 GOLDENS = json.loads(bytes(RESULTS["described"])) if RESULTS else {}
@@ -184,6 +185,11 @@ def changed(encoder=None, decoder=None, **rest) -> dict[str, Any]:
     return {"encoder": {**right["encoder"], **(encoder or {})}, "decoder": {**right["decoder"], **(decoder or {})}, **rest}
 
 
+def load(state, name, **arguments):
+    """The model of a state_dict."""
+    return krasserm.FILE.load(Source.of(state, name), **arguments)[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -220,7 +226,7 @@ def changed(encoder=None, decoder=None, **rest) -> dict[str, Any]:
 def test_settings_must_fit(change, message):
     state = state_of(PLAIN, torch.float32)
     with pytest.raises(ValueError, match=message):
-        krasserm.load(state, "file", **changed(**change))
+        load(state, "file", **changed(**change))
 
 
 def test_all_missing_settings_are_named_together(tmp_path):
@@ -244,8 +250,8 @@ def test_all_missing_settings_are_named_together(tmp_path):
         ({"1.output_adapter.linear.bias": torch.zeros(5, dtype=torch.int64)}, "is torch.int64, not floating point"),
         ({"1.output_adapter.linear.bias": torch.zeros(6)}, r"has shape \[6\], not \[5\]"),
         ({POSITIONS: None}, "position_encoding is missing"),
-        ({POSITIONS: torch.zeros(63, 14)}, "no Fourier features of a grid"),
-        ({POSITIONS: torch.from_numpy(fourier((7, 9), 3))[:, [1, 0, *range(2, 14)]]}, "no Fourier features of a grid"),
+        ({POSITIONS: torch.zeros(63, 14)}, "are not Fourier features of a grid"),
+        ({POSITIONS: torch.from_numpy(fourier((7, 9), 3))[:, [1, 0, *range(2, 14)]]}, "are not Fourier features of a grid"),
         ({POSITIONS: torch.from_numpy(fourier((9, 7), 3))}, r"weights show \(9, 7, 3\)"),
         (
             {
@@ -261,21 +267,21 @@ def test_all_missing_settings_are_named_together(tmp_path):
 def test_weights_must_fit(change, message):
     state = {name: tensor for name, tensor in {**state_of(PLAIN, torch.float32), **change}.items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
-        krasserm.load(state, "file", **changed({"image_shape": (7, 9, 3)}))
+        load(state, "file", **changed({"image_shape": (7, 9, 3)}))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"0.input_adapter.linear.weight": torch.zeros(5, 20)}, "num_patch_input_channels=10 is no multiple of 9"),
+        ({"0.input_adapter.linear.weight": torch.zeros(5, 20)}, "num_patch_input_channels=10 is not a multiple of 9"),
         ({POSITIONS: torch.from_numpy(fourier((42,), 2))}, "position_encoding has 1 axes, not the 2 of optical flow"),
-        ({"1.cross_attn.1.module.1.weight": torch.zeros(16, 15)}, "has 16 rows, no multiple of its 15 columns"),
+        ({"1.cross_attn.1.module.1.weight": torch.zeros(16, 15)}, "has 16 rows, which is not a multiple of its 15 columns"),
     ],
     ids=["patches", "axes", "rows"],
 )
 def test_weights_of_optical_flow_must_fit(change, message):
     with pytest.raises(ValueError, match=message):
-        krasserm.load({**state_of("flow", torch.float32), **change}, "file", **untold("flow"))
+        load({**state_of("flow", torch.float32), **change}, "file", **untold("flow"))
 
 
 @pytest.mark.parametrize("case", [PLAIN, "flow with residual", "tied", "untied", "classified text"])
@@ -285,12 +291,12 @@ def test_any_bad_tensor_is_one_error(case, bad):
     for name in state:
         others = {key: tensor for key, tensor in state.items() if key != name}
         with pytest.raises(ValueError, match=r"file: .*(missing|shape|attends|no place|lacks|must|weights show|embeddings)"):
-            krasserm.load(others | ({} if bad is None else {name: bad}), "file", **untold(case))
+            load(others | ({} if bad is None else {name: bad}), "file", **untold(case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype):
-    model = krasserm.load(state_of(PLAIN, dtype), "file", **untold(PLAIN))
+    model = load(state_of(PLAIN, dtype), "file", **untold(PLAIN))
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert model.config["inputs"]["resolution"] == [7, 9]
 

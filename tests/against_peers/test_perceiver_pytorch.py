@@ -279,9 +279,9 @@ def test_what_is_not_here_is_refused_by_name(peer, tmp_path, kind):
     [
         ({"sinu_emb.inv_freq": torch.ones(2)}, r"self_attn_rel_pos=True of versions 0\.3 and 0\.4"),
         ({"layers.0.0.norm.g": torch.ones(1)}, r"the norms of versions before 0\.1\.16"),
-        ({"layers.7.cross_attn.norm.weight": torch.ones(8)}, r"layers\.3 is missing: the file is not whole"),
+        ({"layers.7.cross_attn.norm.weight": torch.ones(8)}, r"layers\.3 is missing: the file is not complete"),
         ({"layers.0.cross_attn.fn.to_kv.weight": torch.ones(9, 24)}, r"to_v\.weight has shape \[5, 24\]"),
-        ({"latents": torch.ones(4)}, r"latents has shape \[4\], but two axes"),
+        ({"latents": torch.ones(4)}, r"latents has shape \[4\], but 2 axes"),
         ({"layers.0.cross_attn.fn.to_q.weight": None}, r"to_q\.weight is missing"),
         ({"layers.2.self_attns.0.1.fn.net.2.bias": None}, r"net\.2\.bias is missing"),
     ],
