@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,33 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
                 errno.ENOSPC, f"the disk is full, {path.name} was not written; the one before is kept", str(path)
             ) from error
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+@contextmanager
+def replacing_files(folder: str | Path) -> Iterator[Path]:
+    """Provide an empty folder; at the end, its files replace those of the same names in `folder`.
+
+    All of them are on the disk before the first is moved. If the block fails, `folder` is left as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        yield Path(temporary)
+        files = sorted(Path(temporary).iterdir())
+        for file in files:
+            _sync(file)
+        for file in files:
+            os.replace(file, folder / file.name)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """A checkpoint format of another project, and how a model is loaded from it: describe, configure, name, fill.
 
-The first three steps belong to the format, and are pure: none makes a model or changes what another step returned. The last one
+The first three steps belong to the format, and are pure: none makes a model or changes what another step returned. The last
 is the same for all: every tensor of theirs is used and every one of ours filled, or nothing is loaded.
 """
 
@@ -43,7 +43,7 @@ class Description:
 class Configuration(NamedTuple):
     """Our model for theirs: a class and the arguments of its constructor."""
 
-    model: type[nn.Module]
+    model: Callable[..., Any]
     arguments: dict[str, Any]
 
 

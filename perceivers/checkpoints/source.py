@@ -82,7 +82,9 @@ class Source:
         if path.suffix != ".json":
             return files.read(path, wanted).weights
         parts = read_json(path).get("weight_map")
-        if not isinstance(parts, dict) or not all(isinstance(name, str) and Path(name).name == name for name in parts.values()):
+        if not isinstance(parts, dict) or not all(
+            isinstance(name, str) and Path(name).name == name for name in parts.values()
+        ):
             raise ValueError(f"{path} is damaged: its weight_map does not name a file of the same folder for each tensor")
         weights: dict[str, Tensor] = {}
         for name in sorted({name for tensor, name in parts.items() if wanted is None or wanted(tensor)}):

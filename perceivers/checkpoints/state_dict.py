@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from perceivers._atomic import replacing
+from perceivers._atomic import replacing_files
 from perceivers.pretrained import WEIGHTS
 
 Found = TypeVar("Found")
@@ -58,16 +57,16 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
     path = Path(path)
     if path.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"{path} must end with .safetensors or .pt, which specify how tensors are written")
-    with replacing(path) as file:
+    with replacing_files(path.parent) as folder:
         if path.suffix == ".safetensors":
-            file.write(save(dict(state), {"format": "pt"}))
+            save_file(dict(state), folder / path.name, {"format": "pt"})
         else:
-            torch.save(dict(state), file)
+            torch.save(dict(state), folder / path.name)
 
 
 def write_folder(folder: str | Path, files: Mapping[str, Mapping[str, Any]], state: Mapping[str, Tensor]) -> None:
     """Write files of JSON and `model.safetensors`; they replace the old ones when all are complete."""
-    with ExitStack() as stack:
+    with replacing_files(folder) as temporary:
         for name, value in files.items():
-            stack.enter_context(replacing(Path(folder) / name)).write((json.dumps(value, indent=2) + "\n").encode())
-        stack.enter_context(replacing(Path(folder) / WEIGHTS)).write(save(dict(state), {"format": "pt"}))
+            (temporary / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        save_file(dict(state), temporary / WEIGHTS, {"format": "pt"})

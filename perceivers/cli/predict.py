@@ -17,7 +17,7 @@ from tqdm import tqdm
 from perceivers._atomic import replacing
 from perceivers.checkpoints.detect import from_pretrained
 from perceivers.data.detect import PICTURES, SOUNDS, TABLES, VIDEOS, Rows, read_npz, read_table
-from perceivers.data.preprocessing import Points, Preprocessing, Audio, collate
+from perceivers.data.preprocessing import Audio, Points, Preprocessing, collate
 from perceivers.layers import Resampler
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO

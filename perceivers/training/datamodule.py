@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from perceivers.data.detect import Recognised, Split, recognise
 from perceivers.data.preprocessing import (
     Arrays,
+    Audio,
     Images,
     Points,
     Preprocessing,
-    Audio,
     Table,
     Text,
     Videos,

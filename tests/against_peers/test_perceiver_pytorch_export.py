@@ -161,7 +161,7 @@ def test_back_again_bit_for_bit(tmp_path, name):
         (
             "io",
             {"outputs": {"kind": "LearnedQueries", "dim": 8, "num_channels": 3}},
-            ["no model with inputs Features and outputs LearnedQueries"],
+            ["does not have a PerceiverIO with inputs Features and outputs LearnedQueries"],
         ),
         ("io", {"outputs": {**QUERIES, "decoded_channels": 8}}, ["decoded_channels"]),
         ("language", {"outputs": {"kind": "PerToken", "dim": 8, "num_channels": 5}}, ["'num_channels': 5"]),

@@ -203,7 +203,9 @@ def names(haiku: Haiku, configuration: Configuration) -> Names:
     }
     for n in range(haiku.depth):
         layers[f"encoder.latent_transformers.0.{n}"] = (f"{encoder}self_attention{f'_{n}' if n else ''}", SELF_ATTENTION)
-    modules = {f"{ours}.{part}": f"{theirs}/{name}" for ours, (theirs, parts) in layers.items() for part, name in parts.items()}
+    modules = {
+        f"{ours}.{part}": f"{theirs}/{name}" for ours, (theirs, parts) in layers.items() for part, name in parts.items()
+    }
     table = {"encoder.latents": encoder + POSITIONS, **haiku.head.table}
     for ours, theirs in {**modules, **haiku.head.table}.items():
         weight, bias = ("scale", "offset") if ours.endswith("norm") else ("w", "b")

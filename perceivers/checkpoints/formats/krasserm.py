@@ -260,7 +260,9 @@ def _settings(part: str, shown: Settings, needed: Sequence[str], stated: Setting
         heads = settings.get(name := f"num_{kind}_attention_heads", 1)
         for width in ("qk", "v"):
             if (size := settings.get(f"num_{kind}_attention_{width}_channels", 0)) % heads:
-                raise ValueError(f"{part}.{name}={heads} does not divide its {size} channels: give what the model was made with")
+                raise ValueError(
+                    f"{part}.{name}={heads} does not divide its {size} channels: give what the model was made with"
+                )
     return settings
 
 
@@ -354,11 +356,14 @@ def names(file: Weights, configuration: Configuration) -> Names:
         table |= _layer(f"encoder.cross_attentions.{u}.", f"0.cross_attn_{use}.", CROSS)
         for j in range(file.depth):
             table |= _layer(f"encoder.latent_transformers.{u}.{j}.", f"0.self_attn_{use}.{j}.", SELF)
-    order, rows = orders(arguments), {}
+    rows: dict[str, Sequence[int]] = {}
+    order = orders(arguments)
     if residual and arguments["outputs"]["kind"] == "PerInput":  # queries are encoded inputs, and so are decoded ones
         own = columns_of(arguments["inputs"]) or []
-        order |= dict.fromkeys(("decoder.feed_forward_norm", "decoder.feed_forward.linear_in.weight", "outputs.head.weight"), own)
-        rows = dict.fromkeys(("decoder.attention.to_out", "decoder.feed_forward.linear_out"), own)
+        order |= dict.fromkeys(
+            ("decoder.feed_forward_norm", "decoder.feed_forward.linear_in.weight", "outputs.head.weight"), own
+        )
+        rows |= dict.fromkeys(("decoder.attention.to_out", "decoder.feed_forward.linear_out"), own)
     return Names(table, order, rows)
 
 

@@ -27,7 +27,8 @@ from perceivers.perceiver_io import PerceiverIO
 
 Block = tuple[str, str]  # what the names of an attention and of its feed-forward start with
 
-# Ours: theirs, of one attention and of one feed-forward. Only cross-attentions have `inputs_norm`; k and v are one projection there.
+# Ours: theirs, of one attention and of one feed-forward. Only cross-attentions have `inputs_norm`. `to_k` and `to_v` are one
+# projection there.
 ATTENTION = {
     "attention_norm": "norm",
     "attention.inputs_norm": "norm_context",
@@ -258,7 +259,7 @@ def _positions(width: int, max_freq: float | None, bands: int | None, channels: 
 def names(stored: Stored, configuration: Configuration) -> Names:
     """Return their names of our tensors; further uses of the same weights are copies of the first."""
     pairs = _pairs(stored.kind, stored.lists, stored.single, configuration.model is Perceiver)
-    table = {ours: theirs for ours, theirs in reversed(pairs)}  # the first use
+    table = dict(reversed(pairs))  # the first use
     first = {theirs: table[ours] for ours, theirs in pairs if table[ours] != theirs}
     found = {name: by_start(first, name) for name in stored.weights}
     copies = {name: pair[1] + name[len(pair[0]) :] for name, pair in found.items() if pair}
@@ -271,11 +272,12 @@ def constructor(model: Perceiver | PerceiverIO) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: If perceiver-pytorch has no such model; the message names all that it lacks.
     """
-    config, kind, fourier = dict(model.config), "Perceiver", isinstance(model, Perceiver)
-    if not fourier:
-        kinds = (config["inputs"].get("kind"), config["outputs"].get("kind"))
+    config, kind = dict(model.config), "Perceiver"
+    if not (fourier := "data_shape" in config):
+        kinds = tuple(config.get(name, {}).get("kind") for name in ("inputs", "outputs"))
         if kinds not in KINDS:
-            raise ValueError(f"perceiver-pytorch has no model with inputs {kinds[0]} and outputs {kinds[1]}, only {[*KINDS]}")
+            what = f"{type(model).__name__} with inputs {kinds[0]} and outputs {kinds[1]}"
+            raise ValueError(f"perceiver-pytorch does not have a {what}, only {[*KINDS]}")
         kind = KINDS[kinds]
     lists = {name: config[name] for name in LAYERS}
     tied = _tied(lists, kind != "Perceiver")
@@ -312,9 +314,9 @@ def constructor(model: Perceiver | PerceiverIO) -> tuple[str, dict[str, Any]]:
     elif kind == "PerceiverLM":
         theirs |= {"num_tokens": config["inputs"]["vocab_size"], "max_seq_len": config["inputs"]["max_length"]}
     with torch.device("meta"):
-        wanted_model, arguments = _configuration(kind, theirs, lists, data_shape=config.get("data_shape"))
-        wanted = wanted_model(**arguments).config
-    if isinstance(model, PerceiverIO) and model.decoder is None:
+        make, arguments = _configuration(kind, theirs, lists, data_shape=config.get("data_shape"))
+        wanted: dict[str, Any] = make(**arguments).config
+    if kind == "Perceiver" and not fourier:  # no decoder
         wanted |= {name: value for name, value in config.items() if name.startswith("decoder_")}
     problems = list(differences(config, wanted))
     if tied is None:
@@ -348,7 +350,7 @@ def save(model: Perceiver | PerceiverIO, path: str | Path) -> dict[str, Any]:
     lists, orders = {name: model.config[name] for name in LAYERS}, _orders(model.config)
     ours = {name: in_their_order(name, tensor.detach(), orders) for name, tensor in model.state_dict().items()}
     state, used = {}, set()
-    for start, their_start in _pairs(kind, lists, kind != "Perceiver", isinstance(model, Perceiver)):
+    for start, their_start in _pairs(kind, lists, kind != "Perceiver", "data_shape" in model.config):
         for name in {start, f"{start}.weight", f"{start}.bias"} & ours.keys():
             state[their_start + name[len(start) :]] = ours[name].clone()
             used.add(name)

@@ -136,7 +136,9 @@ def describe(source: Source) -> Part:
     if not found:
         raise ValueError("its weights have no resampler")
     if len(found) > 1:
-        raise ValueError(f"it has {len(found)} resamplers, under {sorted(prefix for prefix, _ in found)}: give a file with one")
+        raise ValueError(
+            f"it has {len(found)} resamplers, under {sorted(prefix for prefix, _ in found)}: give a file with one"
+        )
     ((prefix, layout),) = found
     theirs = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
     start = f"{prefix}{layout.blocks}."
@@ -281,4 +283,6 @@ def _idefics2(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 MODEL_TYPES = {"idefics": lambda config, settings: {}, "idefics2": _idefics2}
 
 FILE = Format("resamplers", lambda source: bool(_found(source.names)), describe, configure, names)
-FOLDER = Format("transformers", lambda source: source.config.get("model_type") in MODEL_TYPES, describe, configure_folder, names)
+FOLDER = Format(
+    "transformers", lambda source: source.config.get("model_type") in MODEL_TYPES, describe, configure_folder, names
+)

@@ -1,8 +1,8 @@
 """transformers' Perceiver: a folder or hub repository with `config.json` and the weights of one of its seven heads.
 
 The model is that of transformers, with its exact GELU, its padding of convolutions and its decoders, not DeepMind's, which
-differs (see `perceivers.perceiver_io`). Position features have all coordinates first, then all sines, then all cosines; columns
-are put in our order.
+differs (see `perceivers.perceiver_io`). Position features have all coordinates first, then all sines, then all cosines; their
+columns are put in our order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -189,10 +189,11 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
         ValueError: If transformers has no such model; the message names what it lacks.
     """
     config = model.config
-    kinds = (config["inputs"].get("kind"), config["outputs"].get("kind"))
+    kinds = tuple(config.get(name, {}).get("kind") for name in ("inputs", "outputs"))
     by_kinds = {head.kinds: name for name, head in HEADS.items()}
     if kinds not in by_kinds:
-        raise ValueError(f"transformers has no Perceiver with inputs {kinds[0]} and outputs {kinds[1]}, only {sorted(by_kinds)}")
+        what = f"{type(model).__name__} with inputs {kinds[0]} and outputs {kinds[1]}"
+        raise ValueError(f"transformers does not have a {what}, only {sorted(by_kinds)}")
     head, settings = by_kinds[kinds], _settings(config)
     outputs = config["outputs"]
     last = outputs["modalities"]["label"] if head == "PerceiverForMultimodalAutoencoding" else outputs
@@ -413,8 +414,7 @@ HEADS = {
             **{f"inputs.mask_tokens.{m}": f"perceiver.input_preprocessor.mask.{m}" for m in MODALITIES},
             **{f"outputs.padding.{m}": f"perceiver.decoder.padding.{m}" for m in MODALITIES},
             **{
-                f"outputs.modalities.{m}.head": f"perceiver.output_postprocessor.modalities.{m}.classifier"
-                for m in MODALITIES
+                f"outputs.modalities.{m}.head": f"perceiver.output_postprocessor.modalities.{m}.classifier" for m in MODALITIES
             },
             "outputs.modalities.label.query": f"perceiver.decoder.modalities.label.decoder.{POSITIONS}",
             "outputs.projection": FINAL,

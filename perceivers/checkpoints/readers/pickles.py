@@ -188,7 +188,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.multiarray._reconstruct": _empty_array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": lambda dtype, raw: Array().fill(raw, dtype, (), "C") for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": lambda *values: Array().fill(*values) for core in ("core", "_core")},
-    **{name: lambda *values: Record(values) for name in ("torch.device", "builtins.set", "builtins.complex", "builtins.slice")},
+    **{
+        name: lambda *values: Record(values) for name in ("torch.device", "builtins.set", "builtins.complex", "builtins.slice")
+    },
 }
 RECORDED_PACKAGE = "perceiver."  # krasserm's perceiver-io, whose checkpoints hold settings as objects
 WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"  # the call of a function, for a tensor that has attributes
