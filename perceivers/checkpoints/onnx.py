@@ -37,8 +37,8 @@ def save(model: Pretrained, path: str | Path, example: Any = None, mask: Any = N
         path: The file, which ends in `.onnx`.
         example: What the model takes as `x`, of any batch size. Defaults to random numbers of the size that the model was made
             for. An axis that may have any length in the file has at least 2 in the example.
-        mask: The mask of the example; the file gets an input for it. `True` for one of the example's axes, if the example is one
-            tensor. Defaults to none.
+        mask: The mask of the example, for a file with an input for the mask. `True` for one of the example's axes, if the
+            example is one tensor. Defaults to a file without.
 
     Returns:
         The shapes of the inputs, and those of the outputs, by name. A length that is left open is a name, such as "batch".

@@ -110,52 +110,40 @@ def harmful() -> dict[str, bytes]:
         values[f"{what} of 10^12"] = code + struct.pack("<Q", HUGE)
         values[f"{what} of 2^64 - 1"] = code + b"\xff" * 8
     tuples = b"()" + b"\x85" * DEEP  # in tuples, behind a mark
-    return values | {
-        "getattr": called("builtins.getattr", name("os"), text("system")),
-        "instance": b"(" + shell + b"ios\nsystem\n",
-        "object": b"(" + name("os.system") + shell + b"o",
-        "new object": name("os.system") + b"(" + shell + b"t\x81",
-        "new object with names": name("os.system") + b"(" + shell + b"t}\x92",
-        "stacked name": text("os") + text("system") + b"\x93(" + shell + b"tR",
-        "stacked numbers": number(1) + number(2) + b"\x93",
-        "a long name": b"c" + b"x" * 10**6,
-        "attributes of a class": name("torch.FloatStorage") + b"}(" + text("dtype") + text("x") + b"ub",
-        "attributes of a function": name("torch._utils._rebuild_tensor_v2") + b"}(" + text("__code__") + text("x") + b"ub",
-        "a list of a billion": called("builtins.list", called("builtins.range", lots)),
-        "text times a billion": called("operator.mul", text("x"), lots),
-        "encoded": called("_codecs.encode", text("x" * 1000), text("hex")),
-        "a call of text": text("x") + b")R",
-        "a call of a number": number(1) + b")R",
-        "a call with a list": name("torch.Size") + b"]R",
-        "a mapping of numbers": called("haiku._src.data_structures.FlatMapping", number(1)),
-        "a JAX array of a command": called("jax._src.array._reconstruct_array", *[name("os.system")] * 4),
-        "a number of two gigabytes": b"\x8b" + struct.pack("<i", 2**31 - 1),
-        "a number of 10^5 digits": b"I" + b"9" * 10**5 + b"\n",
-        "a number of 10^5 bytes": b"\x8b" + struct.pack("<i", 10**5) + b"\x7f" * 10**5,
-        "bytes of two gigabytes": b"T" + struct.pack("<i", 2**31 - 1),
-        "lists in lists": b"]" * 10**5 + b"a" * (10**5 - 1),
-        "tuples in tuples": b")" + b"\x85" * 10**5,
-        "a key of tuples in tuples": b"}" + tuples[1:] + b"Ns",
-        "keys of tuples in tuples": b"}" + tuples + b"Nu",
-        "a set of tuples in tuples": b"\x8f" + tuples + b"\x90",
-        "a frozen set of tuples in tuples": tuples + b"\x91",
-        "a dict made at once": tuples + b"Nd",
-        "marks": b"(" * DEEP,
-        "a tuple of itself, doubled": b")" + b"q\0h\0\x86" * 60,
-        "a dict in itself": b"}q\0" + text("w") + b"h\0s",
-        "one text, encoded often": text("y" * 10**5)
-        + b"q\0]("
-        + called("_codecs.encode", b"h\0", text("latin1")) * 3000
-        + b"e",
-        "one shape, copied often": b"(" + number(1) * 10**4 + b"tq\0](" + called("torch.Size", b"h\0") * 10**4 + b"e",
-        "what is not in the memo": b"j\xff\xff\xff\xff",
-        "storage: no storage": view(text("x") + b"Q", [4, 8], [8, 1]),
-        "storage: a module": view(storage(text("0"), 32, "os.system", "module"), [4, 8], [8, 1]),
-        "storage: another class": view(storage(text("0"), 32, "os.system"), [4, 8], [8, 1]),
-        "storage: a view": view(storage(text("0"), 32, more=text("v")), [4, 8], [8, 1]),
-        "storage: a path": view(storage(text("../../../etc/passwd"), 32), [4, 8], [8, 1]),
-        "storage: a list for a name": view(storage(b"]", 32), [4, 8], [8, 1]),
-    }
+    values["one shape, copied often"] = (
+        b"(]q\0(" + number(1) * 10**4 + b"e](" + called("torch.Size", b"h\0") * 10**4 + b"et"  # a list, not a tuple
+    )
+    values["one text, encoded often"] = (
+        text("y" * 10**5) + b"q\0](" + called("_codecs.encode", b"h\0", text("latin1")) * 3000 + b"e"
+    )
+    names = (called("builtins.getattr", name("os"), text("system")), text("os") + text("system") + b"\x93(" + shell + b"tR")
+    names += (b"(" + shell + b"ios\nsystem\n", b"(" + name("os.system") + shell + b"o", b"c" + b"x" * 10**6)
+    names += (
+        name("os.system") + b"(" + shell + b"t\x81",
+        name("os.system") + b"(" + shell + b"t}\x92",
+        number(1) * 2 + b"\x93",
+    )
+    attributes = text("__code__") + text("x") + b"ub"
+    names += (name("torch.FloatStorage") + b"}(" + attributes, name("torch._utils._rebuild_tensor_v2") + b"}(" + attributes)
+    calls = (called("builtins.list", called("builtins.range", lots)), called("operator.mul", text("x"), lots))
+    calls += (
+        text("x") + b")R",
+        number(1) + b")R",
+        name("torch.Size") + b"]R",
+        called("_codecs.encode", text("x"), text("hex")),
+    )
+    calls += (called("haiku._src.data_structures.FlatMapping", number(1)), called("collections.OrderedDict", b"]"))
+    calls += (called("jax._src.array._reconstruct_array", *[name("os.system")] * 4),)
+    sizes = (b"\x8b" + struct.pack("<i", 2**31 - 1), b"I" + b"9" * 10**5 + b"\n", b"T" + struct.pack("<i", 2**31 - 1))
+    sizes += (b"\x8b" + struct.pack("<i", 10**5) + b"\x7f" * 10**5, b"j\xff\xff\xff\xff")
+    nested = (b"]" * 10**5 + b"a" * (10**5 - 1), b")" + b"\x85" * 10**5, b"}" + tuples[1:] + b"Ns", b"}" + tuples + b"Nu")
+    nested += (b"\x8f" + tuples + b"\x90", tuples + b"\x91", tuples + b"Nd", b"(" * DEEP)
+    nested += (b")" + b"q\0h\0\x86" * 60, b"}q\0" + text("w") + b"h\0s")
+    stored = [text("x") + b"Q", storage(text("0"), 32, "os.system", "module"), storage(text("0"), 32, "os.system")]
+    stored += [storage(text("0"), 32, more=text("v")), storage(text("../../../etc/passwd"), 32), storage(b"]", 32)]
+    for what, many in {"names": names, "calls": calls, "sizes": sizes, "nested": nested}.items():
+        values |= {f"{what}: {one[:40]!r}, {len(one)} bytes": one for one in many}
+    return values | {f"storage: {one[:60]!r}": view(one, [4, 8], [8, 1]) for one in stored}
 
 
 def claims() -> dict[str, bytes]:
