@@ -18,14 +18,14 @@ INDEX = ".index.json"  # names the files that large models are split into
 
 
 class Source:
-    """What a model is loaded from: reads each part when it is first asked for.
+    """What a model is loaded from; each part is read once, when it is first needed.
 
     Attributes:
         name: The path or name, for messages.
     """
 
     def __init__(self, source: str | Path, *, local_files_only: bool = False) -> None:
-        """Makes a source.
+        """Initialise a source, without opening it.
 
         Args:
             source: A file, a folder, or the name of a repository on the hub.

@@ -67,7 +67,7 @@ def given(head: str, dtype: torch.dtype) -> tuple:
 
 
 def as_theirs(name: str, key: str, result: torch.Tensor) -> torch.Tensor:
-    """A result laid out as there: channels last, sound as samples."""
+    """A result laid out as there: channels last, audio as samples."""
     if name == "flow":
         return result.movedim(1, -1)
     if name == "multimodal" and key != "label":  # chosen: [B, C, O]
@@ -246,8 +246,8 @@ WRONG = {
     "no number": ("learned", None, {"data_shape": 42}, "data_shape=42"),
     "no block": ("fourier", None, {"num_blocks": 0}, "num_blocks=0"),
     "another head's argument": ("fourier", None, {"num_samples": 9}, "num_samples.*do not belong"),
-    "nothing said": ("flow", None, dict.fromkeys(ARGUMENTS["flow"]), "does not specify num_blocks, heads, cross_heads"),
-    "one not said": ("fourier", None, {"resolution": None}, "does not specify resolution"),
+    "nothing specified": ("flow", None, dict.fromkeys(ARGUMENTS["flow"]), "does not specify num_blocks, heads, cross_heads"),
+    "one not specified": ("fourier", None, {"resolution": None}, "does not specify resolution"),
 }
 
 
@@ -328,10 +328,10 @@ def test_positions_are_those_of_the_notebooks():
     c = published["multimodal"]
     frames, height, width = c.video
     for side in ("inputs", "outputs"):
-        sound, video = (configs["multimodal"][side]["modalities"][name] for name in ("audio", "image"))
-        assert sound["resolution"] in (c.samples, [c.samples])
+        audio, video = (configs["multimodal"][side]["modalities"][name] for name in ("audio", "image"))
+        assert audio["resolution"] in (c.samples, [c.samples])
         assert video["resolution"] == [frames, height // PATCH, width // PATCH]
-        assert (sound["num_bands"], video["num_bands"]) == c.bands
+        assert (audio["num_bands"], video["num_bands"]) == c.bands
 
 
 @pytest.mark.slow

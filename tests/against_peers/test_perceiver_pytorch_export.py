@@ -112,12 +112,12 @@ def test_back_again_bit_for_bit(tmp_path, name):
     """Ours, theirs, ours, theirs: the same tensors, and the same outputs but for where tensors lie in memory."""
     model, path = build(name), tmp_path / "theirs.pt"
     arguments = perceiver_pytorch.save(model, path)
-    told = {key: arguments[key] for key in ("cross_heads", "latent_heads")}
+    specified = {key: arguments[key] for key in ("cross_heads", "latent_heads")}
     if arguments.get("fourier_encode_data"):
-        told |= {key: arguments[key] for key in ("max_freq", "num_freq_bands", "input_channels", "input_axis")}
+        specified |= {key: arguments[key] for key in ("max_freq", "num_freq_bands", "input_channels", "input_axis")}
     elif "fourier_encode_data" in arguments:
-        told |= {"fourier_encode_data": False}
-    again = from_pretrained(path, **told)
+        specified |= {"fourier_encode_data": False}
+    again = from_pretrained(path, **specified)
     assert perceiver_pytorch.save(again, tmp_path / "again.pt") == arguments
     first, second = read(path).weights, read(tmp_path / "again.pt").weights
     assert first.keys() == second.keys()
@@ -199,8 +199,8 @@ def test_convert(peer, tmp_path, capsys):
     theirs.load_state_dict(read(path).weights)
     x = torch.randn(2, 2, 5, 4)
     torch.testing.assert_close(model(x), theirs(x.movedim(1, -1)), rtol=1e-5, atol=1e-5)
-    told = ["--max-freq=10", "--input-channels=2", "--latent-heads=3", "--cross-heads=2", "--frequency-base=linear"]
-    assert main(["convert", str(path), str(tmp_path / "again"), *told]) == 0
+    specified = ["--max-freq=10", "--input-channels=2", "--latent-heads=3", "--cross-heads=2", "--frequency-base=linear"]
+    assert main(["convert", str(path), str(tmp_path / "again"), *specified]) == 0
     torch.testing.assert_close(Perceiver.from_pretrained(tmp_path / "again")(x), model(x))
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "x.bin"), "--to=perceiver-pytorch"]) == 2
     assert ".safetensors or .pt" in capsys.readouterr().err

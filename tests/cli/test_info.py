@@ -27,22 +27,22 @@ def imported(arguments: list[str], names: tuple[str, ...]) -> tuple[str, set[str
         f"print(*({set(names)} & sys.modules.keys()))"
     )
     printed = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
-    *said, found = printed.splitlines()
-    return "\n".join(said), set(found.split())
+    *printed, found = printed.splitlines()
+    return "\n".join(printed), set(found.split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["info"], [], ["info", "--help"]], ids=str)
 def test_imports_nothing_that_takes_seconds(arguments):
-    said, found = imported(arguments, SLOW_TO_IMPORT)
-    assert "perceivers" in said
+    printed, found = imported(arguments, SLOW_TO_IMPORT)
+    assert "perceivers" in printed
     assert not found
 
 
 def test_needs_no_training_extra(tmp_path):
     create_model("perceiver_imagenet_fourier_tiny").save_pretrained(tmp_path / "model")
     for arguments in (["info", str(tmp_path / "model")], ["convert", str(tmp_path / "model"), str(tmp_path / "copy")]):
-        said, found = imported(arguments, TRAINING)
-        assert "Perceiver" in said
+        printed, found = imported(arguments, TRAINING)
+        assert "Perceiver" in printed
         assert not found
 
 
@@ -66,7 +66,7 @@ def test_a_perceiver(tmp_path, capsys):
     model.preprocessing = {"kind": "Images", "labels": [f"digit {i}" for i in range(10)], "size": [32, 32]}
     model.save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
         f"{tmp_path}: perceivers",
         "Perceiver",
@@ -79,7 +79,7 @@ def test_a_perceiver(tmp_path, capsys):
         "labels: 10: digit 0, digit 1, digit 2, digit 3, digit 4, digit 5, digit 6, digit 7 and 2 more",
         "  size: [32, 32]",
     ):
-        assert line in said.splitlines(), line
+        assert line in printed.splitlines(), line
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -87,12 +87,12 @@ def test_every_kind_of_input(kind, tmp_path):
     case = CASES[kind]
     model = PerceiverIO(inputs=case.module(), outputs=outputs.LearnedQueries(dim=8, num_channels=3), **SMALL)
     model.save_pretrained(tmp_path)
-    said = "\n".join(info.of(str(tmp_path)))
-    assert f"parameters: {sum(p.numel() for p in model.parameters()):,}\n" in said
-    assert f"\n    kind: {type(model.inputs).__name__}\n" in said
-    if "FLOPs: they depend on the sample" not in said:
-        assert int(re.search(r"FLOPs of one sample, .*: ([\d,]+),", said)[1].replace(",", "")) > 0
-        assert "\n  > " in said
+    printed = "\n".join(info.of(str(tmp_path)))
+    assert f"parameters: {sum(p.numel() for p in model.parameters()):,}\n" in printed
+    assert f"\n    kind: {type(model.inputs).__name__}\n" in printed
+    if "FLOPs: they depend on the sample" not in printed:
+        assert int(re.search(r"FLOPs of one sample, .*: ([\d,]+),", printed)[1].replace(",", "")) > 0
+        assert "\n  > " in printed
     else:
         assert type(model.inputs).__name__ in ("Points", "Events", "TimeSeries", "Features", "Multimodal")
 
@@ -101,9 +101,9 @@ def test_a_sample_that_is_too_large_is_not_made(tmp_path):
     Perceiver(data_shape=[3, 1_000_000, 1_000_000], resolution=224, num_bands=2, layers_indice=[0], **SMALL).save_pretrained(
         tmp_path
     )
-    said = "\n".join(info.of(str(tmp_path)))
-    assert "FLOPs of one sample, [3, 1000000, 1000000]: " in said
-    assert "cross-attention of one sample" not in said
+    printed = "\n".join(info.of(str(tmp_path)))
+    assert "FLOPs of one sample, [3, 1000000, 1000000]: " in printed
+    assert "cross-attention of one sample" not in printed
 
 
 def test_what_a_file_does_not_specify(tmp_path, capsys):
@@ -119,8 +119,8 @@ def test_other_formats(tmp_path, capsys):
     theirs = peer.Perceiver(num_freq_bands=6, depth=2, max_freq=10.0, num_latents=16, latent_dim=32, num_classes=10)
     torch.save(theirs.state_dict(), tmp_path / "model.pt")
     assert main(["info", str(tmp_path / "model.pt"), "--max-freq", "10"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"{tmp_path / 'model.pt'}: perceiver-pytorch\n")
-    assert "  resolution: [10, 10]\n" in said
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{tmp_path / 'model.pt'}: perceiver-pytorch\n")
+    assert "  resolution: [10, 10]\n" in printed
     assert main(["info", str(tmp_path / "model.pt")]) == 2
     assert "max_freq is missing" in capsys.readouterr().err

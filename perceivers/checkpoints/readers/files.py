@@ -1,7 +1,7 @@
 """Files of named tensors, whatever their name: safetensors, both forms of `torch.save`, and pickles of arrays.
 
 `torch.load(weights_only=True)` runs no command, but a file of a hundred bytes makes it fill the memory. Here a pickle only
-states where each tensor lies (`perceivers.checkpoints.readers.pickles`); tensors are made afterwards, of what the file stores.
+states where each tensor lies (`perceivers.checkpoints.readers.pickles`); tensors are made afterwards, from what the file stores.
 """
 
 import math
@@ -54,7 +54,7 @@ def read(path: str | Path, wanted: Wanted | None = None) -> Contents:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: the file does not exist")
     try:
         with path.open("rb") as file:
             contents = _read(path, file, wanted or (lambda name: True))
@@ -189,7 +189,7 @@ def _arrays(file: BinaryIO, size: int, wanted: Wanted) -> dict[str, Tensor]:
     machine, found, steps, left = Machine(file, size), {}, MOST_ARRAYS, size
     tree = machine.run()
     if machine.left:
-        raise RefusedError("it does not end where it should")
+        raise RefusedError("it does not end correctly")
 
     def walk(name: str, value: Any, depth: int) -> None:
         nonlocal steps, left

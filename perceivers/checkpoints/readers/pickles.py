@@ -171,7 +171,7 @@ def _encode(text: Any, coding: Any) -> bytes:
     return text.encode("latin1")
 
 
-# All that a file can call. Protocol 2 writes bytes as calls: of _codecs.encode, or of bytes where there are none.
+# All that a file can call. Protocol 2 writes bytes as calls: of _codecs.encode, or of bytes if there are none.
 CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_: {},
@@ -208,7 +208,7 @@ MEMO_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 
 
 class Machine:
-    """Runs the pickles of one stream, one after another.
+    """A machine that runs the pickles of one stream, one after another.
 
     Attributes:
         steps: Operations so far.
@@ -216,7 +216,7 @@ class Machine:
     """
 
     def __init__(self, file: BinaryIO, length: int) -> None:
-        """Makes a machine that reads at most `length` bytes of a file."""
+        """Initialise a machine that reads at most `length` bytes of a file."""
         self.file = file
         self.left = length  # bytes that were not read
         self.encodable = length  # bytes that may still be made of text
@@ -238,7 +238,7 @@ class Machine:
                 raise RefusedError(f"it has more than {MOST_OPERATIONS:,} operations")
             self.step(code)
         if len(self.stack) != 1:
-            raise RefusedError("it does not end where it should")
+            raise RefusedError("it does not end correctly")
         return self.stack.pop()
 
     def read(self, count: int) -> bytes:
@@ -333,13 +333,13 @@ class Machine:
     def extend(self, items: list[Any]) -> None:
         """Append to the list on top of the stack."""
         if type(self.stack[-1]) is not list:
-            raise RefusedError(f"it has {shown(self.stack[-1])} where a list must be")
+            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a list")
         self.stack[-1].extend(items)
 
     def assign(self, items: list[Any]) -> None:
         """Set entries of the dict on top of the stack."""
         if type(self.stack[-1]) is not dict:
-            raise RefusedError(f"it has {shown(self.stack[-1])} where a dict must be")
+            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a dict")
         # The hash of a tuple in a tuple, a million deep, ends the process.
         if not all(isinstance(key, str | int | float | None) for key in items[::2]):
             raise RefusedError("it has a dict with keys that are neither text nor numbers")
