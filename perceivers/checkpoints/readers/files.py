@@ -1,7 +1,7 @@
 """Files of named tensors, whatever their name: safetensors, both forms of `torch.save`, and pickles of arrays.
 
 `torch.load(weights_only=True)` runs no command, but a file of a hundred bytes makes it fill the memory. Here a pickle only
-states where each tensor lies (`perceivers.checkpoints.readers.pickles`); tensors are made afterwards, from what the file stores.
+states where each tensor lies (`perceivers.checkpoints.readers.pickles`); tensors are made later, from what the file stores.
 """
 
 import math

@@ -22,17 +22,13 @@ import torch
 MOST_OPERATIONS = 1_000_000
 LONGEST_NAME, MOST_AXES = 250, 32
 ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
-STORAGE_TYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
+STORAGE_TYPES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16}
+STORAGE_TYPES |= {"BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8}
+STORAGE_TYPES |= {
     "LongStorage": torch.int64,
     "IntStorage": torch.int32,
     "ShortStorage": torch.int16,
     "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
 }
 
 
