@@ -183,6 +183,10 @@ class PerceiverBase(Pretrained, ABC):
         """
         return self.encoder.explain(self.tokens(x, mask))
 
+    def example(self, batch_size: int = 1) -> Any:
+        """Return zeros of the size that the input module was made for, or `None` if it was not made for a fixed size."""
+        return self.inputs.example(batch_size) if isinstance(self.inputs, InputModule) else None
+
     def flops(self, x: Any = None, mask: Any = None) -> int:
         """Count floating-point operations of matrix products and convolutions, with dense cross-attention.
 
@@ -204,8 +208,7 @@ class PerceiverBase(Pretrained, ABC):
         model = copy.deepcopy(self, memo).eval()
         model.set_attention_implementation("reference")
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if x is None and isinstance(model.inputs, InputModule):
-                x = model.inputs.example(1)
+            x = model.example(1) if x is None else x
             if x is None:
                 raise ValueError(f"x is missing: {type(self.inputs).__name__} was not made for a fixed size; give a sample")
             model(*tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, (x, mask)))

@@ -289,6 +289,13 @@ class PerceiverIO(PerceiverBase):
         outputs.config = fresh.config
         self.config["outputs"] = describe(outputs)
 
+    def example(self, batch_size: int = 1) -> Any:
+        """Return zeros of the size that the input module was made for.
+
+        `None` if it was not made for a fixed size, or each call needs queries.
+        """
+        return None if self.outputs.takes_queries else super().example(batch_size)
+
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 if there is no head, or the output is not `outputs.LearnedQueries` or `outputs.MeanPool`."""

@@ -52,6 +52,10 @@ class Pretrained(
     model_name: str | None
     preprocessing: dict[str, Any] | None = None
 
+    def example(self, batch_size: int = 1) -> Any:
+        """Return zeros that the module takes as its first argument, or `None` if it was not made for a fixed size."""
+        return None
+
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         save_directory: str | Path,

@@ -1,26 +1,50 @@
-"""Position features in the order of DeepMind's code, which transformers kept: all coordinates, all sines, all cosines."""
+"""Position features in the order of DeepMind's code, which others kept: all coordinates, all sines, all cosines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-CROSS = "encoder.cross_attentions.0.attention"
-MEETING_INPUTS = (f"{CROSS}.inputs_norm", f"{CROSS}.to_k.weight", f"{CROSS}.to_v.weight")
+MEETING_INPUTS = ("inputs_norm", "to_k.weight", "to_v.weight")
 MEETING_QUERIES = ("decoder.attention_norm", "decoder.attention.to_q.weight")
 
 
-def orders(content: int, axes: int, bands: int, *, as_queries: bool = False) -> dict[str, Sequence[int]]:
-    """For what the names of our tensors start with that meet encoded inputs, their column for each of ours.
+def orders(arguments: Mapping[str, Any]) -> dict[str, Sequence[int]]:
+    """Return their column for each of ours, for what the names of our tensors that meet encoded inputs start with.
+
+    Args:
+        arguments: Of a `PerceiverIO`. Inputs that encode no grid, or in another order, need no change.
+    """
+    order = columns_of(arguments["inputs"])
+    if order is None:
+        return {}
+    crosses = {use for use in arguments["layers_indice"] if use is not None}
+    ours = [f"encoder.cross_attentions.{use}.attention.{name}" for use in crosses for name in MEETING_INPUTS]
+    if arguments["outputs"]["kind"] == "PerInput":  # queries are encoded inputs
+        ours += MEETING_QUERIES
+    return dict.fromkeys(ours, order)
+
+
+def columns_of(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Return their column for each of ours of encoded inputs; `None` if they are the same."""
+    match inputs["kind"]:
+        case "Pixels":
+            content = inputs["data_shape"][0]
+        case "ConvStem":
+            content = inputs.get("stem_channels", 64)
+        case "FramePairs":
+            content = inputs["embed_dim"]
+        case _:
+            return None
+    return columns(content, len(inputs["data_shape"]) - 1, inputs["num_bands"])
+
+
+def columns(content: int, axes: int, bands: int) -> list[int]:
+    """Return their column for each of ours.
 
     Args:
         content: Channels in front of the position features.
         axes: Number of axes.
-        bands: Frequencies of each.
-        as_queries: Whether encoded inputs are also the queries of the decoder.
+        bands: Frequencies per axis.
     """
-    return dict.fromkeys((*MEETING_INPUTS, *(MEETING_QUERIES if as_queries else ())), columns(content, axes, bands))
-
-
-def columns(content: int, axes: int, bands: int) -> list[int]:
-    """For each of our channels theirs; the arguments are those of `orders`."""
     order = list(range(content))
     for a in range(axes):
         sines = content + axes + a * bands

@@ -1,7 +1,7 @@
 """ONNX: a model as a graph in a file, which onnxruntime and others run without PyTorch. Needs the extra `onnx`.
 
 Every length that the model leaves open stays open in the file: the batch, and the axes of arrays. The example that a graph is
-traced with only has to have more than one of each.
+traced with only needs more than one of each.
 """
 
 import copy
@@ -20,32 +20,27 @@ from torch import Tensor
 from torch.export import Dim
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_map, tree_unflatten
 
-from perceivers.inputs import InputModule
-from perceivers.layers import Resampler
-from perceivers.perceiver import Perceiver
-from perceivers.perceiver_io import PerceiverIO
+from perceivers.pretrained import Pretrained
 
 Shapes = dict[str, list[int | str]]
 TOLERANCE = 1e-4  # relative to the largest number of an output; in half precision more
 
 
-def save(
-    model: Perceiver | PerceiverIO | Resampler, path: str | Path, example: Any = None, mask: Any = None
-) -> tuple[Shapes, Shapes]:
-    """Writes a model in evaluation mode as an ONNX file, and runs it with onnxruntime where that is installed.
+def save(model: Pretrained, path: str | Path, example: Any = None, mask: Any = None) -> tuple[Shapes, Shapes]:
+    """Write a model in evaluation mode as an ONNX file, and run it with onnxruntime if that is installed.
 
-    Weights of 1.5 GB and more lie beside it, in a file of the same name and `.data`. The model is left as it is.
+    Weights of 1.5 GB and more are written to a second file, with `.data` appended to the name. The model is not changed.
 
     Args:
         model: The model.
         path: The file, which ends in `.onnx`.
-        example: What the model takes as `x`, of any batch; `None` for random numbers of the model's `data_shape` or such. An
-            axis that may have any length in the file has at least 2 in the example.
-        mask: The mask of the example, and the file gets an input for it; `True` for one of the example's axes, where the
-            example is one tensor. `None` for a file without.
+        example: What the model takes as `x`, of any batch size. Defaults to random numbers of the size that the model was made
+            for. An axis that may have any length in the file has at least 2 in the example.
+        mask: The mask of the example, for a file with an input for the mask. `True` for one of the example's axes, if the
+            example is one tensor. Defaults to a file without.
 
     Returns:
-        The shapes of the inputs, and those of the outputs, by name. A length that is left open is a name, "batch" the first.
+        The shapes of the inputs, and those of the outputs, by name. A length that is left open is a name, such as "batch".
 
     Raises:
         ValueError: If an argument does not fit, the model cannot be exported, or onnxruntime computes something else.
@@ -55,21 +50,21 @@ def save(
         raise ImportError("ONNX needs its extra: pip install 'perceivers[onnx]'")
     import onnx_ir  # comes with onnxscript
 
-    if not isinstance(model, Perceiver | PerceiverIO | Resampler):
+    if not isinstance(model, Pretrained):
         raise ValueError(f"model is a {type(model).__name__}, not a Perceiver, PerceiverIO or Resampler")
     path = Path(path)
     if path.suffix != ".onnx" or path.is_dir():
         raise ValueError(f"path={str(path)!r} must be a file that ends in .onnx")
     arguments = _arguments(model, example, mask)
     weights = [*model.parameters(), *model.buffers()]
-    model = copy.deepcopy(model, {id(tensor): tensor for tensor in weights}).eval()  # another module, the same weights
-    model.set_attention_implementation("dense")
+    copied: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in weights}).eval()  # another module, the same weights
+    copied.set_attention_implementation("dense")
     with torch.no_grad():
-        outputs = [f"output{_name(at)}" for at, _ in tree_flatten_with_path(model(*arguments))[0]]
+        outputs = [f"output{_name(at)}" for at, _ in tree_flatten_with_path(copied(*arguments))[0]]
     shapes = tree_map(lambda leaf: dict.fromkeys(range(leaf.ndim), Dim.AUTO) if isinstance(leaf, Tensor) else None, arguments)
     try:
         with torch.no_grad(), _quiet():
-            graph = torch.export.export(model, arguments, dynamic_shapes=shapes)
+            graph = torch.export.export(copied, arguments, dynamic_shapes=shapes)
             program = torch.onnx.export(graph, dynamo=True, verbose=False, output_names=outputs)
     except Exception as error:  # of many kinds, by what is missing
         reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
@@ -80,46 +75,41 @@ def save(
     for value in (*given, *made):
         value.shape = onnx_ir.Shape(_shape(value))
     if _shape(given[0])[0] != "batch":
-        raise ValueError(
-            f"this {type(model).__name__} cannot be exported: its code takes the batch for a number that is fixed"
-        )
+        raise ValueError(f"this {type(model).__name__} cannot be exported: its code treats the batch size as a fixed number")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
         program.save(Path(folder) / path.name)
         inputs, results = ({str(value.name): _shape(value) for value in values} for values in (given, made))
         if importlib.util.find_spec("onnxruntime") is not None:
-            _check(model, Path(folder) / path.name, arguments, list(inputs.values()))
+            _check(copied, Path(folder) / path.name, arguments, list(inputs.values()))
         for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first
             os.replace(file, path.parent / file.name)
     return inputs, results
 
 
 def _arguments(model: torch.nn.Module, example: Any, mask: Any) -> tuple[Any, ...]:
-    """What the model is traced with: at least two samples."""
-    config: Mapping[str, Any] = model.config  # pyright: ignore[reportAssignmentType]
+    """Return what the model is traced with: at least two samples."""
+    config: Any = model.config
     if example is None:
-        example = _example(model, config)
+        example = _example(model)
     if not tree_leaves(example) or not all(isinstance(leaf, Tensor) for leaf in tree_leaves(example)):
         kinds = sorted({type(leaf).__name__ for leaf in tree_leaves(example)})
         raise ValueError(f"example holds {kinds or 'nothing'}: give a tensor, or a dict of tensors, as the model takes it")
     if mask is True:
         if not isinstance(example, Tensor):
             raise ValueError(f"mask=True, but the example is a {type(example).__name__}, not one tensor: give the mask")
-        mask = torch.ones(example.shape[0], *_axes(model, config, example), dtype=torch.bool, device=example.device)
+        mask = torch.ones(example.shape[0], *_axes(config, example), dtype=torch.bool, device=example.device)
     elif mask is False:
         raise ValueError("mask=False must be a mask, True for one of the example's axes, or None")
     arguments = (example,) if mask is None else (example, mask)
     return tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and len(leaf) == 1 else leaf, arguments)
 
 
-def _example(model: torch.nn.Module, config: Mapping[str, Any]) -> Any:
-    if isinstance(model, Resampler):
-        example = torch.zeros(2, 7, config["kv_dim"])
-    else:
-        inputs: Any = model.inputs
-        example = inputs.example(2) if isinstance(inputs, InputModule) else None
-        if example is None:
-            raise ValueError(f"example is missing: none can be made for inputs {type(inputs).__name__!r}")
+def _example(model: Any) -> Any:
+    config = model.config
+    example = torch.zeros(2, 7, config["kv_dim"]) if "kv_dim" in config else model.example(2)
+    if example is None:
+        raise ValueError(f"example is missing: the inputs of this {type(model).__name__} have no fixed size")
     generator, first = torch.Generator().manual_seed(0), next(model.parameters())
 
     def draw(leaf: Tensor) -> Tensor:
@@ -130,9 +120,9 @@ def _example(model: torch.nn.Module, config: Mapping[str, Any]) -> Any:
     return tree_map(draw, example)
 
 
-def _axes(model: torch.nn.Module, config: Mapping[str, Any], example: Tensor) -> Sequence[int]:
-    """The axes that a mask of the example has behind the batch."""
-    if isinstance(model, Resampler):
+def _axes(config: Mapping[str, Any], example: Tensor) -> Sequence[int]:
+    """Return the axes that a mask of the example has after the batch."""
+    if "kv_dim" in config:  # of a Resampler
         return example.shape[1:2]
     shape = config.get("inputs", config).get("data_shape")
     if shape is not None:
@@ -141,18 +131,18 @@ def _axes(model: torch.nn.Module, config: Mapping[str, Any], example: Tensor) ->
 
 
 def _name(place: Any) -> str:
-    """Of a place in nested dicts, `_` and each of its keys."""
+    """Return the name of a place in nested dicts: `_` and each of its keys."""
     return keystr(place).replace("['", "_").replace("']", "")
 
 
 def _shape(value: Any) -> list[int | str]:
-    """Lengths, and names or formulas of those that are open; the exporter writes some lengths as formulas."""
+    """Return lengths, and names or formulas of those that are open; the exporter writes some lengths as formulas."""
     lengths = [length if isinstance(length, int) else str(length.value) for length in value.shape]
     return [int(length) if isinstance(length, str) and length.isdigit() else length for length in lengths]
 
 
 def _axis_names(shapes: Shapes) -> dict[Any, str]:
-    """For each symbol of the exporter a name: "batch", or of which axis of which input it is."""
+    """Return a name for each symbol of the exporter: "batch", or of which axis of which input it is."""
     names: dict[Any, str] = {}
     for name, shape in shapes.items():
         for axis, length in enumerate(shape):
@@ -162,7 +152,7 @@ def _axis_names(shapes: Shapes) -> dict[Any, str]:
 
 
 def _check(model: torch.nn.Module, path: Path, arguments: tuple[Any, ...], shapes: Sequence[Sequence[int | str]]) -> None:
-    """Compares what onnxruntime computes with the model, for the example, for another batch, and for other lengths."""
+    """Compare onnxruntime with the model, for the example, for another batch, and for other lengths."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -186,13 +176,15 @@ def _check(model: torch.nn.Module, path: Path, arguments: tuple[Any, ...], shape
             for ours, theirs in zip(wanted, found, strict=True):
                 difference, largest = (torch.as_tensor(theirs) - ours.cpu()).abs().max(), ours.abs().max().cpu()
                 if not difference <= max(TOLERANCE, 10 * torch.finfo(ours.dtype).eps) * largest:
-                    raise ValueError(f"it differs by {difference:.3g} where numbers reach {largest:.3g}, {sizes=}")
+                    raise ValueError(f"it differs by {difference:.3g}, the largest output is {largest:.3g}, {sizes=}")
     except Exception as error:  # of onnxruntime's own kinds
-        raise ValueError(f"onnxruntime does not do what this {type(model).__name__} does, no file is kept: {error}") from error
+        raise ValueError(
+            f"onnxruntime does not compute what this {type(model).__name__} computes, no file is kept: {error}"
+        ) from error
 
 
 def _resize(leaf: Tensor, shape: Sequence[int | str], sizes: Mapping[Any, int]) -> Tensor:
-    """Repeats or cuts a tensor to other lengths of its axes."""
+    """Repeat or cut a tensor to other lengths of its axes."""
     for axis, name in enumerate(shape):
         if name in sizes:
             leaf = leaf.index_select(axis, torch.arange(sizes[name], device=leaf.device) % leaf.shape[axis])
@@ -201,7 +193,7 @@ def _resize(leaf: Tensor, shape: Sequence[int | str], sizes: Mapping[Any, int]) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of itself and logs what it does not find; what matters it raises."""
+    """Silence warnings and logs of the exporter; errors are raised."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

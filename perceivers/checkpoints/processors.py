@@ -1,18 +1,18 @@
 """transformers' `preprocessor_config.json`, `id2label` and `problem_type`, from and to a description of our preprocessing.
 
-A description is a dict ready for JSON that `perceivers.data.preprocessing.Preprocessing.create` takes. What reads
-pictures there is PerceiverImageProcessor, what reads text PerceiverTokenizer, which has no file.
+A description is a dict ready for JSON that `perceivers.data.preprocessing.Preprocessing.create` takes. Their counterparts
+are PerceiverImageProcessor, and for text PerceiverTokenizer, which has no file.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perceivers._checks import a_number, an_int
 from perceivers.inputs import ByteTokenizer
 
 PROCESSOR = "preprocessor_config.json"
-# What a file that does not say so means.
+# What a file without the key means.
 DEFAULTS: dict[str, Any] = {
     "do_center_crop": True,
     "crop_size": 256,
@@ -32,8 +32,8 @@ TASKS = {
 }
 
 
-def labels_of(config: Mapping[str, Any], source: str) -> list[str]:
-    """Returns the names of the classes in a configuration, in the order of the model's outputs.
+def labels_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes in a configuration, in the order of the model's outputs.
 
     Raises:
         ValueError: If what should be names is something else.
@@ -42,39 +42,41 @@ def labels_of(config: Mapping[str, Any], source: str) -> list[str]:
     if names is None:
         names = dict.fromkeys("01")  # as there: two labels are not saved
     if not isinstance(names, Mapping) or not names or not all(isinstance(n, str | int | None) for n in names.values()):
-        raise ValueError(f"{source}: id2label is no dict of names: copy or download it again")
+        raise ValueError("id2label is not a dict of names: copy or download it again")
     found = [names.get(str(i)) for i in range(len(names))]
     return [f"LABEL_{i}" if name is None else str(name) for i, name in enumerate(found)]
 
 
-def read(config: Mapping[str, Any], processor: Mapping[str, Any] | None, source: str) -> dict[str, Any] | None:
-    """Describes the preprocessing of a model of transformers.
+def read(
+    config: Mapping[str, Any], labels: Sequence[str], processor: Mapping[str, Any] | None, source: str
+) -> dict[str, Any] | None:
+    """Describe the preprocessing of a model of transformers.
 
     Args:
         config: Its configuration.
-        processor: Its `preprocessor_config.json`, or `None` where it has none.
+        labels: The names of its classes, as `labels_of` returns them.
+        processor: Its `preprocessor_config.json`, or `None` if it has none.
         source: Where they come from, for messages.
 
     Returns:
-        The description, or `None`, with a warning where there is a processor, if there is no preprocessing for it here.
+        The description, or `None` if there is no preprocessing for it here, with a warning if there is a processor.
     """
     head = config["architectures"][0]
-    labels = labels_of(config, source)
     task = TASKS.get(str(config.get("problem_type")), "regression" if len(labels) == 1 else "classification")
-    common: dict[str, Any] = {"labels": labels, "task": task}
+    common: dict[str, Any] = {"labels": list(labels), "task": task}
     if task == "regression":
         common |= {"target_mean": [0.0] * len(labels), "target_std": [1.0] * len(labels)}
     if head == "PerceiverForSequenceClassification" and config.get("vocab_size", 262) == ByteTokenizer.vocab_size:
         return {"kind": "Text", **common, "max_length": config.get("max_position_embeddings", 2048), "cls_sep": True}
     if head.startswith("PerceiverForImageClassification") and processor is not None:
         try:
-            return {"kind": "CentredPictures", **common, **_pictures(processor)}
+            return {"kind": "CenterCroppedImages", **common, **_images(processor)}
         except ValueError as error:
             warnings.warn(f"{source}: {PROCESSOR} is left out, and the labels: {error}", stacklevel=2)
     return None
 
 
-def _pictures(processor: Mapping[str, Any]) -> dict[str, Any]:
+def _images(processor: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**DEFAULTS, **{key: value for key, value in processor.items() if key in DEFAULTS and value is not None}}
     if settings["do_resize"] is not True:
         raise ValueError("do_resize=false is not supported")
@@ -90,7 +92,7 @@ def _pictures(processor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(name: str, value: Any) -> list[int]:
-    """Height and width: older files have one number."""
+    """Return height and width; older files have one number."""
     if isinstance(value, Mapping):
         if value.keys() != {"height", "width"}:
             raise ValueError(f"{name}={dict(value)!r} must have height and width")
@@ -109,8 +111,8 @@ def _channels(name: str, value: Any) -> list[float]:
 
 
 def write(description: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the `preprocessor_config.json` that makes the same of a picture, or `None` where transformers has none."""
-    if description["kind"] != "CentredPictures":
+    """Return the `preprocessor_config.json` that prepares images in the same way, or `None` if transformers has none."""
+    if description["kind"] != "CenterCroppedImages":
         return None
     crop, size = description["crop"], description["size"]
     return {

@@ -8,15 +8,13 @@ from typing import Any
 from perceivers.checkpoints import onnx
 from perceivers.checkpoints.detect import from_pretrained
 from perceivers.checkpoints.formats import perceiver_pytorch, transformers
-from perceivers.layers import Resampler
-from perceivers.perceiver_io import PerceiverIO
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; returns the exit status.
+    """Run the command; return the exit status.
 
     Raises:
-        ValueError: If SOURCE cannot be loaded, DESTINATION is there already, or the format cannot express the model.
+        ValueError: If SOURCE cannot be loaded, DESTINATION already exists, or the format cannot express the model.
     """
     parser = argparse.ArgumentParser(prog="perceivers convert", description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or the name of a repository on the hub")
@@ -26,61 +24,78 @@ def main(arguments: list[str]) -> int:
         type=Path,
         help="folder to write; for perceiver-pytorch a .safetensors or .pt file, for ONNX a file",
     )
-    parser.add_argument(
-        "--to",
-        choices=("perceivers", "transformers", "perceiver-pytorch", "onnx"),
-        default="perceivers",
-        help="default: %(default)s",
-    )
-    parser.add_argument("--mask", action="store_true", help="of ONNX: with an input for the mask")
-    told(parser)
+    parser.add_argument("--to", choices=SAVERS, default="perceivers", help="default: %(default)s")
+    parser.add_argument("--mask", action="store_true", help="for ONNX: with an input for the mask")
+    add_options(parser)
     chosen = vars(parser.parse_args(arguments))
     source, destination, form, mask = (chosen.pop(name) for name in ("source", "destination", "to", "mask"))
     if mask and form != "onnx":
         raise ValueError(f"--mask is for --to onnx, not {form}: leave it out")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"DESTINATION {destination} is there already: remove it, or give another folder")
-    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    model = from_pretrained(source, **options)
-    if form == "perceivers":
-        model.save_pretrained(destination)
-    elif form == "perceiver-pytorch" and not isinstance(model, Resampler):
-        name, theirs = perceiver_pytorch.constructor(model)
-        perceiver_pytorch.save(model, destination)
-        print(f"perceiver_pytorch.{name}({', '.join(f'{key}={value!r}' for key, value in theirs.items())})")
-    elif form == "onnx":
-        try:
-            inputs, results = onnx.save(model, destination, mask=mask or None)
-        except ImportError as error:
-            raise ValueError(str(error)) from error
-        for name, shape in {**inputs, **results}.items():
-            print(f"{name}: [{', '.join(map(str, shape))}]")
-    elif form == "transformers" and isinstance(model, PerceiverIO):
-        transformers.save(model, destination)
-    else:
-        raise ValueError(f"{source} is a {type(model).__name__}, which {form} does not have")
+        raise ValueError(f"DESTINATION {destination} already exists: remove it, or give another folder")
+    model = from_pretrained(source, **given(chosen))
+    for line in SAVERS[form](model, destination, mask):
+        print(line)
     print(f"{destination}: {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
     return 0
 
 
-def told(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Adds the options for what files of other formats do not tell; returns the parser."""
-    group = parser.add_argument_group("what files of perceiver-pytorch do not tell, as the model was made there")
+def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options for what files of other formats do not specify; return the parser."""
+    group = parser.add_argument_group("what files of perceiver-pytorch do not specify, as the model was made there")
     group.add_argument("--max-freq", type=float)
     for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
         group.add_argument(f"--{name}", type=int)
     group.add_argument("--frequency-base", type=_spacing, metavar="BASE|linear")
     group.add_argument("--fourier-encode-data", action=argparse.BooleanOptionalAction)
     group = parser.add_argument_group(
-        "what state_dicts of perceiver-io do not tell, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
+        "what state_dicts of perceiver-io do not specify, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
     )
     for name in ("encoder", "decoder"):
         group.add_argument(f"--{name}", type=json.loads, metavar="SETTINGS")
-    group = parser.add_argument_group("what files with the resampler of a larger model do not tell")
+    group = parser.add_argument_group("what files with the resampler of a larger model do not specify")
     for name in ("heads", "head-dim"):
         group.add_argument(f"--{name}", type=int)
     return parser
 
 
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _spacing(text: str) -> float | str:
     return text if text == "linear" else float(text)
+
+
+def _perceivers(model: Any, destination: Path, mask: bool) -> list[str]:
+    model.save_pretrained(destination)
+    return []
+
+
+def _transformers(model: Any, destination: Path, mask: bool) -> list[str]:
+    transformers.save(model, destination)
+    return []
+
+
+def _perceiver_pytorch(model: Any, destination: Path, mask: bool) -> list[str]:
+    name, theirs = perceiver_pytorch.constructor(model)
+    perceiver_pytorch.save(model, destination)
+    return [f"perceiver_pytorch.{name}({', '.join(f'{key}={value!r}' for key, value in theirs.items())})"]
+
+
+def _onnx(model: Any, destination: Path, mask: bool) -> list[str]:
+    try:
+        inputs, results = onnx.save(model, destination, mask=mask or None)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    return [f"{name}: [{', '.join(map(str, shape))}]" for name, shape in {**inputs, **results}.items()]
+
+
+# For each format a function that writes a model, and returns what to print.
+SAVERS = {
+    "perceivers": _perceivers,
+    "transformers": _transformers,
+    "perceiver-pytorch": _perceiver_pytorch,
+    "onnx": _onnx,
+}

@@ -12,34 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from perceivers import __version__
-from perceivers.kernels import loader
+from perceivers.kernels import IMPLEMENTATIONS, loader
 
-IMPLEMENTATIONS = ("reference", "dense", "absorbed", "separable")  # those of perceivers.ops.cross_attention
 LARGEST = 2**26  # numbers in a sample that is tried
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; returns the exit status.
+    """Run the command; return the exit status.
 
     Raises:
         ValueError: If MODEL cannot be loaded.
     """
     parser = argparse.ArgumentParser(prog="perceivers info", description="What is installed here, or what a model is.")
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a folder, a file, or the name of a repository on the hub")
-    parser.epilog = "What a file does not tell is given as to perceivers convert, such as --max-freq."
+    parser.epilog = "What a file does not specify is given as to perceivers convert, such as --max-freq."
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(arguments)
         print("\n".join(here()))
         return 0
-    from perceivers.cli.convert import told
+    from perceivers.cli.convert import add_options, given
 
-    options = told(argparse.ArgumentParser(prog="perceivers info MODEL")).parse_args(arguments[1:])
-    print("\n".join(of(arguments[0], **{name: value for name, value in vars(options).items() if value is not None})))
+    options = add_options(argparse.ArgumentParser(prog="perceivers info MODEL")).parse_args(arguments[1:])
+    print("\n".join(of(arguments[0], **given(vars(options)))))
     return 0
 
 
 def here() -> list[str]:
-    """Versions, devices, and how attention is computed."""
+    """Return versions, devices, and how attention is computed."""
     packages = ("torch", "einops", "numpy", "safetensors", "huggingface_hub")
     versions = {package: importlib.metadata.version(package) for package in packages}
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -55,7 +54,7 @@ def here() -> list[str]:
 
 
 def graphics_cards(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """The names of NVIDIA's cards, where Linux tells them."""
+    """Return the names of NVIDIA's cards, as the driver on Linux lists them."""
     found = []
     for file in sorted(drivers.glob("*/information")):
         fields = dict(line.split(":", 1) for line in file.read_text(encoding="utf-8").splitlines() if ":" in line)
@@ -64,7 +63,7 @@ def graphics_cards(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str
 
 
 def of(source: str, **options: Any) -> list[str]:
-    """Describes a model in any format that `from_pretrained` knows.
+    """Return a description of a model in any format that `from_pretrained` knows.
 
     Raises:
         ValueError: If it cannot be loaded.
@@ -80,7 +79,7 @@ def of(source: str, **options: Any) -> list[str]:
         lines.append(f"published as: {model.model_name}")
     lines.append(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
     lines.append(
-        f"memory of the weights: {size / 1e6:,.1f} MB, {', '.join(types)}; a pass needs more, which grows with the batch"
+        f"memory of the weights: {size / 1e6:,.1f} MB, {', '.join(types)}; a pass needs more, depending on the batch size"
     )
     lines += _of_a_sample(model)
     known = model.preprocessing or {}
@@ -94,40 +93,29 @@ def of(source: str, **options: Any) -> list[str]:
 
 
 def _of_a_sample(model: Any) -> Iterator[str]:
-    """FLOPs, and how cross-attention is computed, of a sample of zeros of the model's size."""
+    """Yield the FLOPs and how cross-attention is computed, for a sample of zeros of the model's size."""
     import torch
     from torch.utils._pytree import tree_map
 
-    dtype = next(model.parameters()).dtype
     with torch.device("meta"):  # the sample may be too large to be made
-        sample = type(model)(**model.config).inputs.example(1) if _takes_samples(model) else None
+        sample = type(model)(**model.config).example(1)
     if sample is None:
         yield "FLOPs: they depend on the sample, whose size the model does not fix"
         return
-    sample = tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, sample)
-    flops = model.flops(sample)
     parts = sample if isinstance(sample, Mapping) else {"": sample}
     shapes = ", ".join(f"{name} {list(part.shape[1:])}".strip() for name, part in parts.items())
-    yield f"FLOPs of one sample, {shapes}: {flops:,}, with dense cross-attention"
+    yield f"FLOPs of one sample, {shapes}: {model.flops(sample):,}, with dense cross-attention"
     if sum(part.numel() for part in parts.values()) <= LARGEST:
         yield "cross-attention of one sample:"
-        filled = {name: torch.zeros_like(part, device="cpu") for name, part in parts.items()}
+        dtype = next(model.parameters()).dtype
+        zeros = lambda x: torch.zeros_like(x, dtype=dtype if x.is_floating_point() else None, device="cpu")  # noqa: E731
         with torch.inference_mode():
-            told = model.explain(filled if isinstance(sample, Mapping) else filled[""])
-        yield from (f"  {line}" for line in told.splitlines())
-
-
-def _takes_samples(model: Any) -> bool:
-    """Whether a model is given inputs alone, of a kind that it describes."""
-    from perceivers.base import PerceiverBase
-    from perceivers.inputs import InputModule
-
-    takes_queries = getattr(getattr(model, "outputs", None), "takes_queries", False)
-    return isinstance(model, PerceiverBase) and isinstance(model.inputs, InputModule) and not takes_queries
+            explained = model.explain(tree_map(zeros, sample))
+        yield from (f"  {line}" for line in explained.splitlines())
 
 
 def _settings(values: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """One a line; dicts in dicts further in."""
+    """Yield a line per setting; dicts in dicts are indented."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield f"{'  ' * depth}{name}:"

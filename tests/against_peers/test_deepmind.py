@@ -7,7 +7,6 @@ their names by the functions of that script. The truth is float64; in float32 re
 import json
 import pickle
 import sys
-import time
 import types
 from collections import OrderedDict
 from pathlib import Path
@@ -19,7 +18,7 @@ from against_peers.goldens.make_deepmind import CHOSEN, PATCH, SMALL, cotangent,
 from against_peers.goldens.make_deepmind import PUBLISHED as published
 
 from accuracy import assert_varies
-from perceivers import create_model, from_pretrained
+from perceivers import PerceiverIO, create_model, from_pretrained
 from perceivers.checkpoints.formats.transformers import save
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -68,7 +67,7 @@ def given(head: str, dtype: torch.dtype) -> tuple:
 
 
 def as_theirs(name: str, key: str, result: torch.Tensor) -> torch.Tensor:
-    """A result laid out as there: channels last, sound as samples."""
+    """A result laid out as there: channels last, audio as samples."""
     if name == "flow":
         return result.movedim(1, -1)
     if name == "multimodal" and key != "label":  # chosen: [B, C, O]
@@ -230,7 +229,7 @@ WRONG = {
         "axes",
     ),
     "a number": ("flow", lambda p, s: p["image_preprocessor/patches_linear"].update(b=np.zeros(())), {}, "axes"),
-    "an empty array": ("language", lambda p, s: p["embed"].update(embeddings=np.zeros((10**9, 0))), {}, "hold nothing"),
+    "an empty array": ("language", lambda p, s: p["embed"].update(embeddings=np.zeros((10**9, 0))), {}, "are empty"),
     "no state": ("conv", lambda p, s: s.clear(), {}, "average is missing"),
     "no average": ("conv", lambda p, s: [v.pop("average") for v in s.values()], {}, "average is missing"),
     "two counters": ("conv", lambda p, s: next(iter(s.values())).update(counter=np.array(8)), {}, "stored twice, but differ"),
@@ -247,8 +246,8 @@ WRONG = {
     "no number": ("learned", None, {"data_shape": 42}, "data_shape=42"),
     "no block": ("fourier", None, {"num_blocks": 0}, "num_blocks=0"),
     "another head's argument": ("fourier", None, {"num_samples": 9}, "num_samples.*do not belong"),
-    "nothing said": ("flow", None, dict.fromkeys(ARGUMENTS["flow"]), "does not tell num_blocks, heads, cross_heads"),
-    "one not said": ("fourier", None, {"resolution": None}, "does not tell resolution"),
+    "nothing specified": ("flow", None, dict.fromkeys(ARGUMENTS["flow"]), "does not specify num_blocks, heads, cross_heads"),
+    "one not specified": ("fourier", None, {"resolution": None}, "does not specify resolution"),
 }
 
 
@@ -293,14 +292,13 @@ def test_altered_trees(head, tmp_path):
     assert refusals > 15
 
 
-def test_more_layers_than_there_are_is_one_error_quickly(tmp_path):
+def test_more_layers_than_there_are_is_one_error_before_a_model_is_made(tmp_path, monkeypatch):
     made = parameters("language")
     scopes = {f"{ENCODER}self_attention_{n}/layer_norm": {"scale": np.ones(1, "f4")} for n in range(2, 4000)}
     path = written(tmp_path / "file", {**made, **scopes})
-    start = time.process_time()
+    monkeypatch.setattr(PerceiverIO, "__init__", None)
     with pytest.raises(ValueError, match=r"self_attention_2/.* is missing"):
         from_pretrained(path, **ARGUMENTS["language"])
-    assert time.process_time() - start < 1
 
 
 def test_other_things_beside_the_parameters(tmp_path):
@@ -330,10 +328,10 @@ def test_positions_are_those_of_the_notebooks():
     c = published["multimodal"]
     frames, height, width = c.video
     for side in ("inputs", "outputs"):
-        sound, video = (configs["multimodal"][side]["modalities"][name] for name in ("audio", "image"))
-        assert sound["resolution"] in (c.samples, [c.samples])
+        audio, video = (configs["multimodal"][side]["modalities"][name] for name in ("audio", "image"))
+        assert audio["resolution"] in (c.samples, [c.samples])
         assert video["resolution"] == [frames, height // PATCH, width // PATCH]
-        assert (sound["num_bands"], video["num_bands"]) == c.bands
+        assert (audio["num_bands"], video["num_bands"]) == c.bands
 
 
 @pytest.mark.slow

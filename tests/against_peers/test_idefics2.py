@@ -132,7 +132,7 @@ def test_a_whole_model_in_one_file(peer, tmp_path):
     ("where", "value", "message"),
     [
         ("perceiver_config", {"hidden_act": "gelu"}, "hidden_act='gelu' of perceiver_config must be 'silu'"),
-        ("perceiver_config", {"resampler_n_heads": 5}, "its queries are 30 wide, which heads=5 of head_dim=5 do not make"),
+        ("perceiver_config", {"resampler_n_heads": 5}, "its queries are 30 wide, which is not heads=5 x head_dim=5"),
         ("perceiver_config", {"resampler_n_heads": "6"}, "heads='6' must be a whole number"),
         ("perceiver_config", {"rms_norm_eps": -1}, "norm_eps=-1 must be a finite number greater than 0"),
         ("perceiver_config", [1], "perceiver_config=\\[.*\\] is not a configuration"),
@@ -161,9 +161,10 @@ def test_published_size(peer):
     from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
 
     from perceivers.checkpoints.formats import resamplers
+    from perceivers.checkpoints.source import Source
 
     theirs = draw_parameters(Idefics2PerceiverResampler(Idefics2PerceiverConfig()).eval())
-    ours = resamplers.load(theirs.state_dict(), "theirs")
+    ours = resamplers.FILE.load(Source.of(theirs.state_dict()))[0]
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert (ours.config["heads"], ours.config["kv_heads"], ours.config["head_dim"]) == (16, 4, 96)
     x, mask = torch.randn(2, 100, 4096), torch.rand(2, 100) > 0.4

@@ -24,6 +24,7 @@ from accuracy import assert_varies
 from perceivers import create_model, from_pretrained
 from perceivers.__main__ import main
 from perceivers.checkpoints.formats import krasserm
+from perceivers.checkpoints.source import Source
 
 RESULTS = np.load(GOLDEN) if GOLDEN.exists() else {}
 GOLDENS = json.loads(bytes(RESULTS["described"])) if RESULTS else {}
@@ -55,20 +56,22 @@ def state_of(case: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
-def untold(case: str) -> dict[str, dict[str, Any]]:
+def unspecified(case: str) -> dict[str, dict[str, Any]]:
     """The arguments that a file with a state_dict needs."""
-    told = golden(case)["config"]["model_config"]
-    return {part: {name: told[part][name] for name in SETTINGS if name in told[part]} for part in ("encoder", "decoder")}
+    specified = golden(case)["config"]["model_config"]
+    return {
+        part: {name: specified[part][name] for name in SETTINGS if name in specified[part]} for part in ("encoder", "decoder")
+    }
 
 
 def write(case: str, form: str, state: dict[str, torch.Tensor], folder) -> tuple[Any, dict[str, Any]]:
     """Writes one form; returns what to load and the arguments that it needs."""
     if form == "state_dict.pt":
         torch.save(state, folder / form)
-        return folder / form, untold(case)
+        return folder / form, unspecified(case)
     if form == "state_dict.safetensors":
         save_file(state, folder / form)
-        return folder / form, untold(case)
+        return folder / form, unspecified(case)
     if form == "lightning.ckpt":
         write_lightning(case, state, folder / form)
         return folder / form, {}
@@ -180,8 +183,13 @@ PLAIN = "one read"
 
 def changed(encoder=None, decoder=None, **rest) -> dict[str, Any]:
     """The arguments of a file, with others, or without those that are given as `None`."""
-    right = untold(PLAIN)
+    right = unspecified(PLAIN)
     return {"encoder": {**right["encoder"], **(encoder or {})}, "decoder": {**right["decoder"], **(decoder or {})}, **rest}
+
+
+def load(state, name, **arguments):
+    """The model of a state_dict."""
+    return krasserm.FILE.load(Source.of(state, name), **arguments)[0]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,7 @@ def changed(encoder=None, decoder=None, **rest) -> dict[str, Any]:
 def test_settings_must_fit(change, message):
     state = state_of(PLAIN, torch.float32)
     with pytest.raises(ValueError, match=message):
-        krasserm.load(state, "file", **changed(**change))
+        load(state, "file", **changed(**change))
 
 
 def test_all_missing_settings_are_named_together(tmp_path):
@@ -228,7 +236,7 @@ def test_all_missing_settings_are_named_together(tmp_path):
     with pytest.raises(ValueError, match="encoder lacks " + ", ".join(krasserm.ENCODER)):
         from_pretrained(source)
     with pytest.raises(ValueError, match="decoder lacks num_cross_attention_heads, rescale_factor"):
-        from_pretrained(source, encoder=untold("flow")["encoder"])
+        from_pretrained(source, encoder=unspecified("flow")["encoder"])
     for bad in ("heads", 5, [1]):
         with pytest.raises(ValueError, match=r"encoder=.* must be a mapping"):
             from_pretrained(source, encoder=bad)
@@ -244,8 +252,8 @@ def test_all_missing_settings_are_named_together(tmp_path):
         ({"1.output_adapter.linear.bias": torch.zeros(5, dtype=torch.int64)}, "is torch.int64, not floating point"),
         ({"1.output_adapter.linear.bias": torch.zeros(6)}, r"has shape \[6\], not \[5\]"),
         ({POSITIONS: None}, "position_encoding is missing"),
-        ({POSITIONS: torch.zeros(63, 14)}, "no Fourier features of a grid"),
-        ({POSITIONS: torch.from_numpy(fourier((7, 9), 3))[:, [1, 0, *range(2, 14)]]}, "no Fourier features of a grid"),
+        ({POSITIONS: torch.zeros(63, 14)}, "are not Fourier features of a grid"),
+        ({POSITIONS: torch.from_numpy(fourier((7, 9), 3))[:, [1, 0, *range(2, 14)]]}, "are not Fourier features of a grid"),
         ({POSITIONS: torch.from_numpy(fourier((9, 7), 3))}, r"weights show \(9, 7, 3\)"),
         (
             {
@@ -261,21 +269,21 @@ def test_all_missing_settings_are_named_together(tmp_path):
 def test_weights_must_fit(change, message):
     state = {name: tensor for name, tensor in {**state_of(PLAIN, torch.float32), **change}.items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
-        krasserm.load(state, "file", **changed({"image_shape": (7, 9, 3)}))
+        load(state, "file", **changed({"image_shape": (7, 9, 3)}))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"0.input_adapter.linear.weight": torch.zeros(5, 20)}, "num_patch_input_channels=10 is no multiple of 9"),
+        ({"0.input_adapter.linear.weight": torch.zeros(5, 20)}, "num_patch_input_channels=10 is not a multiple of 9"),
         ({POSITIONS: torch.from_numpy(fourier((42,), 2))}, "position_encoding has 1 axes, not the 2 of optical flow"),
-        ({"1.cross_attn.1.module.1.weight": torch.zeros(16, 15)}, "has 16 rows, no multiple of its 15 columns"),
+        ({"1.cross_attn.1.module.1.weight": torch.zeros(16, 15)}, "has 16 rows, which is not a multiple of its 15 columns"),
     ],
     ids=["patches", "axes", "rows"],
 )
 def test_weights_of_optical_flow_must_fit(change, message):
     with pytest.raises(ValueError, match=message):
-        krasserm.load({**state_of("flow", torch.float32), **change}, "file", **untold("flow"))
+        load({**state_of("flow", torch.float32), **change}, "file", **unspecified("flow"))
 
 
 @pytest.mark.parametrize("case", [PLAIN, "flow with residual", "tied", "untied", "classified text"])
@@ -285,12 +293,12 @@ def test_any_bad_tensor_is_one_error(case, bad):
     for name in state:
         others = {key: tensor for key, tensor in state.items() if key != name}
         with pytest.raises(ValueError, match=r"file: .*(missing|shape|attends|no place|lacks|must|weights show|embeddings)"):
-            krasserm.load(others | ({} if bad is None else {name: bad}), "file", **untold(case))
+            load(others | ({} if bad is None else {name: bad}), "file", **unspecified(case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype):
-    model = krasserm.load(state_of(PLAIN, dtype), "file", **untold(PLAIN))
+    model = load(state_of(PLAIN, dtype), "file", **unspecified(PLAIN))
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert model.config["inputs"]["resolution"] == [7, 9]
 
@@ -327,7 +335,7 @@ def test_folders_tell_everything(tmp_path):
     with pytest.raises(ValueError, match=r"model_config=\[1\] must be a mapping"):
         from_pretrained(source)
     # Its weights alone are a file that tells less.
-    assert from_pretrained(source / "model.safetensors", **untold(PLAIN)).config["heads"] == 3
+    assert from_pretrained(source / "model.safetensors", **unspecified(PLAIN)).config["heads"] == 3
 
 
 def test_lightning_without_settings_needs_them(tmp_path):
@@ -335,7 +343,7 @@ def test_lightning_without_settings_needs_them(tmp_path):
     torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state_of(PLAIN, torch.float32).items()}}, path)
     with pytest.raises(ValueError, match="encoder lacks"):
         from_pretrained(path)
-    assert from_pretrained(path, **untold(PLAIN)).config["heads"] == 3
+    assert from_pretrained(path, **unspecified(PLAIN)).config["heads"] == 3
 
 
 def cyclic() -> list:
@@ -379,7 +387,7 @@ def test_nothing_is_imported_or_run(tmp_path, monkeypatch):
 
 def test_convert(tmp_path, capsys):
     source, arguments = write(PLAIN, "state_dict.pt", state_of(PLAIN, torch.float32), tmp_path)
-    options = [f"--{part}={json.dumps(told)}" for part, told in arguments.items()]
+    options = [f"--{part}={json.dumps(specified)}" for part, specified in arguments.items()]
     assert main(["convert", str(source), str(tmp_path / "ours"), *options]) == 0
     x, mask = inputs(PLAIN)
     wanted = from_pretrained(source, **arguments)(x.float(), mask)

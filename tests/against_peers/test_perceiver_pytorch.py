@@ -76,7 +76,7 @@ def test_logits_and_gradients(peer, axes, tied, layers, masked, tmp_path):
 
 @pytest.fixture
 def saved(peer, tmp_path):
-    """A model, its file, and what is to be said of it."""
+    """A model, its file, and the arguments to load it."""
     model = peer.Perceiver(
         num_freq_bands=3,
         depth=3,
@@ -118,7 +118,7 @@ def test_forms_of_files(saved, form, tmp_path):
     ],
     ids=str,
 )
-def test_what_is_not_told_must_fit(saved, change, message):
+def test_arguments_must_fit(saved, change, message):
     _, path, arguments = saved
     with pytest.raises(ValueError, match=message):
         from_pretrained(path, **{**arguments, **change})
@@ -194,7 +194,7 @@ def small(peer, **changes):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("version", older)
 def test_older_versions(peer, monkeypatch, tmp_path, version, tied):
-    groups, spacing, told = older[version]
+    groups, spacing, specified = older[version]
 
     def fourier_encode(x, max_freq, num_bands):
         angles = x.unsqueeze(-1) * torch.pi * torch.tensor(spacing(max_freq / 2, num_bands))
@@ -204,7 +204,9 @@ def test_older_versions(peer, monkeypatch, tmp_path, version, tied):
     state = theirs.state_dict()
     assert not renamed(state, groups).keys() & {name for name in state if name.startswith("layers")}
     torch.save(renamed(state, groups), tmp_path / "old.pt")
-    ours = from_pretrained(tmp_path / "old.pt", **{"max_freq": RESOLUTION, "input_channels": 2, "latent_heads": 2, **told})
+    ours = from_pretrained(
+        tmp_path / "old.pt", **{"max_freq": RESOLUTION, "input_channels": 2, "latent_heads": 2, **specified}
+    )
     np.testing.assert_allclose(ours.positions.frequencies[0], spacing(RESOLUTION / 2, BANDS), rtol=1e-12)
     monkeypatch.setattr("perceiver_pytorch.perceiver_pytorch.fourier_encode", fourier_encode)
     x, mask = torch.randn(3, 2, 5, 4).double(), torch.rand(3, 5, 4) > 0.3
@@ -214,7 +216,7 @@ def test_older_versions(peer, monkeypatch, tmp_path, version, tied):
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-def test_spacing_of_older_versions_must_be_told(peer, tmp_path):
+def test_spacing_of_older_versions_must_be_specified(peer, tmp_path):
     torch.save(renamed(small(peer).state_dict(), [DROPOUT_0_7_5]), tmp_path / "old.pt")
     with pytest.raises(ValueError, match=r"frequency_base is missing.*2 .* up to 0\.2\.0, 1 for 0\.2\.1 to 0\.7\.3, 'linear'"):
         from_pretrained(tmp_path / "old.pt", max_freq=RESOLUTION, input_channels=2, latent_heads=2)
@@ -250,9 +252,9 @@ def test_features_without_positions(peer, tmp_path, axes, head):
     flat = x.flatten(1, -2), mask.flatten(1)
     out = ours(*flat) if head else ours.encode(*flat)
     torch.testing.assert_close(out, theirs(x, mask=mask), rtol=1e-10, atol=1e-10)
-    for told, message in (({"max_freq": 4.0}, "max_freq"), ({"input_channels": 6}, "7 channels, but input_channels=6")):
+    for specified, message in (({"max_freq": 4.0}, "max_freq"), ({"input_channels": 6}, "7 channels, but input_channels=6")):
         with pytest.raises(ValueError, match=message):
-            from_pretrained(tmp_path / "theirs.pt", fourier_encode_data=False, latent_heads=2, **told)
+            from_pretrained(tmp_path / "theirs.pt", fourier_encode_data=False, latent_heads=2, **specified)
 
 
 def test_without_a_head(peer, tmp_path):
@@ -279,9 +281,9 @@ def test_what_is_not_here_is_refused_by_name(peer, tmp_path, kind):
     [
         ({"sinu_emb.inv_freq": torch.ones(2)}, r"self_attn_rel_pos=True of versions 0\.3 and 0\.4"),
         ({"layers.0.0.norm.g": torch.ones(1)}, r"the norms of versions before 0\.1\.16"),
-        ({"layers.7.cross_attn.norm.weight": torch.ones(8)}, r"layers\.3 is missing: the file is not whole"),
+        ({"layers.7.cross_attn.norm.weight": torch.ones(8)}, r"layers\.3 is missing: the file is not complete"),
         ({"layers.0.cross_attn.fn.to_kv.weight": torch.ones(9, 24)}, r"to_v\.weight has shape \[5, 24\]"),
-        ({"latents": torch.ones(4)}, r"latents has shape \[4\], but two axes"),
+        ({"latents": torch.ones(4)}, r"latents has shape \[4\], but 2 axes"),
         ({"layers.0.cross_attn.fn.to_q.weight": None}, r"to_q\.weight is missing"),
         ({"layers.2.self_attns.0.1.fn.net.2.bias": None}, r"net\.2\.bias is missing"),
     ],

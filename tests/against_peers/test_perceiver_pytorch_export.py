@@ -7,7 +7,7 @@ from accuracy import assert_varies, draw_parameters
 from perceivers import Perceiver, PerceiverIO, from_pretrained
 from perceivers.__main__ import main
 from perceivers.checkpoints.formats import perceiver_pytorch
-from perceivers.checkpoints.state_dict import read_weights
+from perceivers.checkpoints.readers.files import read
 
 pytestmark = pytest.mark.peer("perceiver_pytorch")
 COMMON = {"num_latent_tokens": 5, "dim": 12, "heads": 3, "cross_heads": 2, "bias": "out", "activation": "geglu"}
@@ -100,7 +100,7 @@ def test_exported_models_are_theirs(peer, tmp_path, name, suffix):
     kind, again = perceiver_pytorch.constructor(model)
     assert again == arguments
     theirs = getattr(peer, kind)(**arguments).double().eval()
-    theirs.load_state_dict(read_weights(path))  # strict
+    theirs.load_state_dict(read(path).weights)  # strict
     ours, wanted = called(name, model, theirs)
     assert_varies(wanted)
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
@@ -112,14 +112,14 @@ def test_back_again_bit_for_bit(tmp_path, name):
     """Ours, theirs, ours, theirs: the same tensors, and the same outputs but for where tensors lie in memory."""
     model, path = build(name), tmp_path / "theirs.pt"
     arguments = perceiver_pytorch.save(model, path)
-    told = {key: arguments[key] for key in ("cross_heads", "latent_heads")}
+    specified = {key: arguments[key] for key in ("cross_heads", "latent_heads")}
     if arguments.get("fourier_encode_data"):
-        told |= {key: arguments[key] for key in ("max_freq", "num_freq_bands", "input_channels", "input_axis")}
+        specified |= {key: arguments[key] for key in ("max_freq", "num_freq_bands", "input_channels", "input_axis")}
     elif "fourier_encode_data" in arguments:
-        told |= {"fourier_encode_data": False}
-    again = from_pretrained(path, **told)
+        specified |= {"fourier_encode_data": False}
+    again = from_pretrained(path, **specified)
     assert perceiver_pytorch.save(again, tmp_path / "again.pt") == arguments
-    first, second = read_weights(path), read_weights(tmp_path / "again.pt")
+    first, second = read(path).weights, read(tmp_path / "again.pt").weights
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
     method, arrays = model.encode if name == "no head" else model, isinstance(model, Perceiver)
@@ -161,7 +161,7 @@ def test_back_again_bit_for_bit(tmp_path, name):
         (
             "io",
             {"outputs": {"kind": "LearnedQueries", "dim": 8, "num_channels": 3}},
-            ["no model with inputs Features and outputs LearnedQueries"],
+            ["does not have a PerceiverIO with inputs Features and outputs LearnedQueries"],
         ),
         ("io", {"outputs": {**QUERIES, "decoded_channels": 8}}, ["decoded_channels"]),
         ("language", {"outputs": {"kind": "PerToken", "dim": 8, "num_channels": 5}}, ["'num_channels': 5"]),
@@ -196,11 +196,11 @@ def test_convert(peer, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "ours"), str(path), "--to=perceiver-pytorch"]) == 0
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("perceiver_pytorch."))
     theirs = eval(printed, {"perceiver_pytorch": peer}).eval()  # the line is Python
-    theirs.load_state_dict(read_weights(path))
+    theirs.load_state_dict(read(path).weights)
     x = torch.randn(2, 2, 5, 4)
     torch.testing.assert_close(model(x), theirs(x.movedim(1, -1)), rtol=1e-5, atol=1e-5)
-    told = ["--max-freq=10", "--input-channels=2", "--latent-heads=3", "--cross-heads=2", "--frequency-base=linear"]
-    assert main(["convert", str(path), str(tmp_path / "again"), *told]) == 0
+    specified = ["--max-freq=10", "--input-channels=2", "--latent-heads=3", "--cross-heads=2", "--frequency-base=linear"]
+    assert main(["convert", str(path), str(tmp_path / "again"), *specified]) == 0
     torch.testing.assert_close(Perceiver.from_pretrained(tmp_path / "again")(x), model(x))
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "x.bin"), "--to=perceiver-pytorch"]) == 2
     assert ".safetensors or .pt" in capsys.readouterr().err

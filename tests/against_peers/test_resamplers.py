@@ -52,7 +52,7 @@ def test_against_goldens(case, dtype, tolerance, tmp_path):
     else:
         x = make.inputs_of(*make.FLAMINGO_INPUTS, arguments["dim"])
         samples, media, frames, features, _ = x.shape
-        given = x.flatten(2, 3).flatten(0, 1)  # each picture or video is a sample of its own
+        given = x.flatten(2, 3).flatten(0, 1)  # each image or video is a sample of its own
         numbers = {
             "flamingo": None,
             "flamingo_frames": torch.arange(frames).repeat_interleave(features).expand(samples * media, -1),
@@ -75,7 +75,7 @@ def test_flamingo_pytorch(peer, prefix, dtype, tolerance, tmp_path):
     if prefix:
         weights["lang_encoder.embed.weight"] = torch.zeros(3, 2)  # not the resampler's
     ours = loaded(weights, tmp_path / "model.pt", head_dim=5)
-    x = torch.randn(2, 5, 7, 12, dtype=dtype, requires_grad=True)  # five pictures of seven features in each sample
+    x = torch.randn(2, 5, 7, 12, dtype=dtype, requires_grad=True)  # five images of seven features in each sample
     indices = torch.arange(5).repeat(2)[:, None].expand(-1, 7)
     wanted, out = theirs(x), ours(x.flatten(0, 1), indices=indices).unflatten(0, (2, 5))
     assert_varies(wanted)
@@ -103,7 +103,7 @@ def test_official_files_of_ip_adapter(suffix, tmp_path):
 
 
 def test_published_widths_of_heads(tmp_path):
-    """Where nothing is said, heads are 64 wide: 12 of them in IP-Adapter Plus for Stable Diffusion 1.5."""
+    """If nothing is specified, heads are 64 wide: 12 of them in IP-Adapter Plus for Stable Diffusion 1.5."""
     with np.load(GOLDENS / "resamplers.npz") as file:
         shapes = json.loads(str(file["ip_adapter/shapes"]))
     shapes = {name: [768 if n == 15 else 1536 if n == 30 else n for n in shape] for name, shape in shapes.items()}

@@ -275,8 +275,8 @@ def test_convert(peer, tmp_path, capsys):
     torch.testing.assert_close(again(x).logits, theirs(x).logits)
     capsys.readouterr()
     for arguments, message in (
-        (["convert", str(tmp_path / "ours"), str(tmp_path / "back")], "is there already"),
-        (["convert", str(tmp_path / "nothing" / "there"), str(tmp_path / "new")], "no file, no folder"),
+        (["convert", str(tmp_path / "ours"), str(tmp_path / "back")], "already exists"),
+        (["convert", str(tmp_path / "nothing" / "there"), str(tmp_path / "new")], "is not a file, a folder"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

@@ -23,7 +23,7 @@ CLASSES = 7
 WIDTHS = {"num_latents": 4, "d_latents": 16, "num_self_attends_per_block": 1, "num_blocks": 2}
 NAMES = {"id2label": {i: f"bird {i}" for i in range(CLASSES)}, "label2id": {f"bird {i}": i for i in range(CLASSES)}}
 SMALL = {**WIDTHS, "num_cross_attention_heads": 1, "num_self_attention_heads": 4, **NAMES}
-PICTURES = {  # widths and heights, modes
+IMAGES = {  # widths and heights, modes
     "odd.png": (301, 223, "RGB"),
     "tall.jpg": (97, 260, "RGB"),
     "small.png": (31, 17, "RGB"),
@@ -40,28 +40,28 @@ PICTURES = {  # widths and heights, modes
 
 
 def draw(folder: Path) -> list[str]:
-    """Smooth pictures of all kinds."""
+    """Smooth images of all kinds."""
     generator = np.random.default_rng(0)
-    for name, (width, height, mode) in PICTURES.items():
+    for name, (width, height, mode) in IMAGES.items():
         rough = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height), 3)
         if mode == "I;16":
-            picture = Image.fromarray(np.asarray(rough.convert("L")).astype(np.uint16))
+            image = Image.fromarray(np.asarray(rough.convert("L")).astype(np.uint16))
         elif mode == "RGBA":
-            picture = rough.copy()
-            picture.putalpha(rough.convert("L"))
+            image = rough.copy()
+            image.putalpha(rough.convert("L"))
         else:
-            picture = rough.convert(mode)
+            image = rough.convert(mode)
         exif = Image.Exif()
         if name.startswith("turned"):
             exif[0x0112] = 6  # held by its side
-        picture.save(folder / name, exif=exif)
-    return [str(folder / name) for name in PICTURES]
+        image.save(folder / name, exif=exif)
+    return [str(folder / name) for name in IMAGES]
 
 
 PROCESSORS = {
     "defaults": {},
     "other sizes": {"size": {"height": 32, "width": 48}, "crop_size": {"height": 40, "width": 50}},
-    "larger than the picture": {"size": {"height": 64, "width": 40}, "crop_size": {"height": 48, "width": 48}},
+    "larger than the image": {"size": {"height": 64, "width": 40}, "crop_size": {"height": 48, "width": 48}},
     "no crop": {"do_center_crop": False, "size": {"height": 33, "width": 20}},
     "as it is": {"do_rescale": False, "do_normalize": False, "size": {"height": 9, "width": 8}, "crop_size": 10},
     "bilinear": {"resample": 2, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3], "rescale_factor": 1 / 127},
@@ -87,7 +87,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("case", PROCESSORS)
-def test_pictures_become_the_same_numbers(peer, case, tmp_path):
+def test_images_become_the_same_numbers(peer, case, tmp_path):
     """To the last bit."""
     classifier(peer, "PerceiverForImageClassificationFourier", tmp_path)
     processor = processor_of(**PROCESSORS[case])
@@ -104,7 +104,7 @@ def test_pictures_become_the_same_numbers(peer, case, tmp_path):
 
 
 def test_older_files_of_the_processor(peer, tmp_path):
-    """One number for a square, and what is not said is the default: as the published models have it."""
+    """One number for a square, and what is not specified is the default: as the published models have it."""
     classifier(peer, "PerceiverForImageClassificationFourier", tmp_path)
     old = {"crop_size": 256, "feature_extractor_type": "PerceiverFeatureExtractor", "resample": 3, "size": 224}
     file = draw(tmp_path)[1]
@@ -130,8 +130,8 @@ def test_predict_gives_the_same_answers(peer, name, tmp_path, monkeypatch, capsy
     theirs = classifier(peer, name, "theirs", **settings)
     processor = processor_of(size={"height": side, "width": side}, crop_size={"height": side * 8 // 7, "width": side * 8 // 7})
     processor.save_pretrained("theirs")
-    Path("pictures").mkdir()
-    files = draw(Path("pictures"))[::6]
+    Path("images").mkdir()
+    files = draw(Path("images"))[::6]
     wanted = [theirs(processor(file, return_tensors="pt")["pixel_values"]).logits.softmax(-1)[0] for file in files]
     assert max(float(one.max()) for one in wanted) > 1.5 / CLASSES
 

@@ -83,7 +83,7 @@ def assert_same(model, path, *arguments):
     return wanted
 
 
-def pictures(batch, *axes):
+def images(batch, *axes):
     return torch.randn(batch, 3, *axes)
 
 
@@ -98,7 +98,7 @@ def test_a_perceiver_with_a_mask(tmp_path):
     model, path = ready(perceiver()), tmp_path / "new" / "model.onnx"
     model.set_attention_implementation("absorbed")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    shapes = save(model, path, *masked(pictures(1, 12, 10), (12, 10)))
+    shapes = save(model, path, *masked(images(1, 12, 10), (12, 10)))
     lengths = ["x_axis_2", "x_axis_3"]
     assert shapes == ({"x": ["batch", 3, *lengths], "mask": ["batch", *lengths]}, {"output": ["batch", 4]})
     session = onnxruntime.InferenceSession(path)
@@ -111,7 +111,7 @@ def test_a_perceiver_with_a_mask(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     model.set_attention_implementation("reference")
     for batch, axes in ((3, (20, 41)), (1, (5, 7)), (2, (3, 1))):
-        x, mask = masked(pictures(batch, *axes), axes)
+        x, mask = masked(images(batch, *axes), axes)
         out = assert_same(model, path, x, mask)[0]
         if batch > 1:
             assert_varies(out)
@@ -140,7 +140,7 @@ OTHERS = {
         [(3, 3, 20, 12), (1, 3, 13, 11)],
     ),
     "learned": (lambda: classifier(kind="LearnedPixels", data_shape=[3, 6, 5]), [(3, 3, 6, 5), (1, 3, 6, 5)]),
-    "sound": (lambda: classifier(kind="Waveform", num_samples=32, samples_per_patch=4, num_bands=2), [(3, 1, 32), (1, 1, 24)]),
+    "audio": (lambda: classifier(kind="Waveform", num_samples=32, samples_per_patch=4, num_bands=2), [(3, 1, 32), (1, 1, 24)]),
 }
 
 
@@ -178,7 +178,7 @@ def test_a_table(tmp_path):
 
 @pytest.mark.slow
 def test_half_precision(tmp_path):
-    model, x = ready(classifier(kind="Pixels", data_shape=[3, 12, 10], num_bands=3)).half().eval(), pictures(3, 5, 7).half()
+    model, x = ready(classifier(kind="Pixels", data_shape=[3, 12, 10], num_bands=3)).half().eval(), images(3, 5, 7).half()
     save(model, tmp_path / "model.onnx")
     (found,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})
     with torch.inference_mode():
@@ -207,7 +207,7 @@ def test_convert_text_with_a_mask(tmp_path, capsys):
     assert_varies(assert_same(model, path, *masked(torch.randint(9, (3, 15)), (15,)))[0])
     assert_same(model, path, *masked(torch.randint(9, (1, 4)), (4,)))
     for arguments, message in (
-        ([str(path), "--to=onnx"], "is there already"),
+        ([str(path), "--to=onnx"], "already exists"),
         ([str(tmp_path / "model"), "--to=onnx"], "must be a file that ends in .onnx"),
         ([str(tmp_path / "other"), "--mask"], "--mask is for --to onnx, not perceivers"),
     ):
@@ -231,7 +231,7 @@ BAD = {
     "no example": (
         lambda: classifier(kind="Points", num_axes=2, num_values=3, num_bands=1, resolution=4),
         {},
-        "example is missing: none can be made for inputs",
+        "example is missing: the inputs of this PerceiverIO have no fixed size",
     ),
     "suffix": (perceiver, {"path": "model.pt"}, "must be a file that ends in .onnx"),
     "folder": (perceiver, {"path": "folder.onnx"}, "must be a file that ends in .onnx"),
@@ -250,7 +250,7 @@ def test_bad_arguments(case, tmp_path):
 
 WRONG = {
     "otherwise at other lengths": (lambda x: 1 if x.shape[2] > 3 else 2, r"no file is kept: it differs by .*x_axis_2.: 3"),
-    "for one batch alone": (lambda x: int(x.shape[0]), "its code takes the batch for a number that is fixed"),
+    "for one batch alone": (lambda x: int(x.shape[0]), "its code treats the batch size as a fixed number"),
     "not in ONNX": (lambda x: torch.linalg.qr(torch.eye(3)).Q.sum(), "this Perceiver cannot be exported: "),
 }
 

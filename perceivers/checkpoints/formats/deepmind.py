@@ -1,24 +1,26 @@
 """DeepMind's Perceiver IO: the six published files of parameters, and files of other sizes that its code saves.
 
-Such a file is a pickle of Haiku's parameters: arrays by the module that made them. It tells no settings. Widths are read from
-shapes; the rest is that of the published model with the same parts, where all sizes are its own, and must be given otherwise.
-The model computes what DeepMind's code does. Its position features come in another order of columns, which are put in ours.
+Such a file is a pickle of Haiku's parameters: arrays by the module that made them, without settings. Widths are read from
+shapes; the rest is that of the published model with the same parts if all sizes are its own, and must be given otherwise.
+The model computes what DeepMind's code does. The columns of its position features are put in our order.
 
-The published weights are licensed under CC BY 4.0: whoever passes them on must name DeepMind and the licence, and say that
+The published weights are licensed under CC BY 4.0: whoever passes them on must name DeepMind and the licence, and state that
 they were converted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceivers._checks import a_list, an_int
 from perceivers.checkpoints.feature_order import orders
-from perceivers.checkpoints.state_dict import translated
+from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.source import Source
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.presets import PRESETS
 
@@ -38,7 +40,7 @@ CROSS_ATTENTION = {
     "feed_forward_norm": "layer_norm_2",
     **LINEAR,
 }
-ENCODERS = ("perceiver_encoder/~/", "encoder/~/")  # the latter in the autoencoder of video
+ENCODERS = ("perceiver_encoder/~/", "encoder/~/")  # the second in the autoencoder of video
 POSITIONS = "trainable_position_encoding/pos_embs"
 CLASSES = {
     "outputs.query": "classification_decoder/~/basic_decoder/~/trainable_position_encoding/pos_embs",
@@ -49,46 +51,90 @@ CONV = "image_preprocessor/~/conv2_d_downsample/~/"
 MODALITIES = ("audio", "image", "label")
 POSTPROCESSORS = dict(zip(MODALITIES, ("audio", "projection", "classification"), strict=True))
 
-# How many axes arrays have that are not of one.
+# How many axes arrays have, if not one.
 AXES = {"w": (2, 4), "pos_embs": (2,), "embeddings": (2,)}
 
-# The shape of one of their tensors, by its name.
-Shape = Callable[[str], list[int]]
-Columns = tuple[int, int, int]
+SETTINGS = ("num_blocks", "heads", "cross_heads", "decoder_heads", "decoder_query_residual")
 
 
 class Head(NamedTuple):
-    """How the parts of one published model that are no attention layers look here.
+    """The parts of one published model outside of attention layers.
 
     Attributes:
         preset: Its configuration.
         mark: What a name starts with in it, and in no head before it.
-        decoder: Where its decoder lies.
+        decoder: What the names of its decoder start with.
         table: For each of our names, or modules, theirs.
-        sizes: Makes the arguments of inputs and outputs that shapes, the width of encoded inputs, and what is untold, decide;
-            and the content channels, axes and bands of the encoded inputs, where columns are to be reordered.
-        untold: Arguments of inputs and outputs that no shape tells.
+        sizes: Returns the arguments of inputs and outputs that follow from shapes, the width of encoded inputs, and the
+            arguments in `unspecified`.
+        unspecified: Arguments of inputs and outputs that no shape shows.
     """
 
     preset: str
     mark: str
     decoder: str
     table: dict[str, str]
-    sizes: Callable[[Shape, int, Mapping[str, Any]], tuple[dict[str, Any], Columns | None]]
-    untold: tuple[str, ...]
+    sizes: Callable[["Haiku", int, Mapping[str, Any]], dict[str, Any]]
+    unspecified: tuple[str, ...]
 
 
-SETTINGS = ("num_blocks", "heads", "cross_heads", "decoder_heads", "decoder_query_residual")
+@dataclass(kw_only=True)
+class Haiku(Description):
+    """Parameters by the names of modules, with the layouts of PyTorch.
+
+    Attributes:
+        head: The head of the published model with the same parts.
+        encoder: What the names of its encoder start with.
+        depth: Number of its self-attentions.
+    """
+
+    head: Head
+    encoder: str
+    depth: int
+
+    def of(self, name: str) -> list[int]:
+        """Return the shape of a tensor, with as many axes as its kind has."""
+        return self.shape(name, *AXES.get(name.rpartition("/")[2], (1,)))
 
 
-def recognises(weights: Mapping[str, Any]) -> bool:
-    """Whether these are the names of such a model."""
-    return any(f"{top}{encoder}{POSITIONS}" in weights for top in ("", "params/") for encoder in ENCODERS)
+def recognises(source: Source) -> bool:
+    """Return True if these are the names of such a model."""
+    return any(f"{top}{encoder}{POSITIONS}" in source.names for top in ("", "params/") for encoder in ENCODERS)
 
 
-def load(
-    weights: Mapping[str, Tensor],
-    source: str,
+def describe(source: Source) -> Haiku:
+    """Return the parameters of a file."""
+    weights = source.weights()
+    strip = any(name.startswith("params/") for name in weights)
+    if strip and (others := {name.split("/")[0] for name in weights} - {"params", "state"}):
+        raise ValueError(f"it holds {sorted(others)[:3]} beside params and state: save these two alone")
+    theirs = {
+        name.partition("/")[2] if strip else name: _laid_out(name, tensor)
+        for name, tensor in weights.items()
+        if not (name.endswith("/hidden") and f"{name.removesuffix('hidden')}average" in weights)  # used in training alone
+    }
+    head = next((head for head in HEADS if any(name.startswith(head.mark) for name in theirs)), None)
+    if head is None:
+        raise ValueError(f"none of its names starts with any of {[head.mark for head in HEADS]}: no head is known")
+    encoder = next(encoder for encoder in ENCODERS if encoder + POSITIONS in theirs)
+    depth = sum(name.startswith(f"{encoder}self_attention") and name.endswith("/layer_norm/scale") for name in theirs)
+    return Haiku(weights=theirs, head=head, encoder=encoder, depth=depth)
+
+
+def _laid_out(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as PyTorch lays it out."""
+    match name.rpartition("/")[2], tensor.ndim:
+        case "w", 4:
+            return tensor.permute(3, 2, 0, 1)
+        case "w", 2:
+            return tensor.mT
+        case "counter", _:
+            return tensor.long()
+    return tensor
+
+
+def configure(
+    haiku: Haiku,
     *,
     num_blocks: int | None = None,
     heads: int | None = None,
@@ -98,37 +144,20 @@ def load(
     data_shape: Sequence[int] | None = None,
     resolution: float | Sequence[float] | None = None,
     num_samples: int | None = None,
-) -> nn.Module:
-    """Makes our model with such weights. The published files need no arguments.
+) -> Configuration:
+    """Return our model. The published files need no arguments.
 
     Args:
-        weights: The arrays of the pickle, by their names.
-        source: Where they come from, for messages.
+        haiku: The parameters.
         num_blocks: How often the self-attentions are applied, as there.
         heads: `num_self_attend_heads` there.
         cross_heads: `num_cross_attend_heads` there.
         decoder_heads: `num_heads` of the decoder.
         decoder_query_residual: `use_query_residual` of the decoder.
-        data_shape: `[C, H, W]` of pictures, `[C, T, H, W]` of the autoencoder's video.
-        resolution: `max_resolution` of the Fourier features of pictures or video.
-        num_samples: Samples of the autoencoder's sound, whose `max_resolution` they are.
-
-    Raises:
-        ValueError: If an argument is missing or does not fit, or the weights do not.
+        data_shape: `[C, H, W]` of images, `[C, T, H, W]` of the autoencoder's video.
+        resolution: `max_resolution` of the Fourier features of images or video.
+        num_samples: Samples of the autoencoder's audio, which are also its `max_resolution`.
     """
-    theirs = _layout(weights, source)
-
-    def shape(name: str) -> list[int]:
-        if name not in theirs:
-            raise ValueError(f"{source}: {name} is missing")
-        lengths = list(theirs[name].shape)
-        if len(lengths) not in AXES.get(name.rpartition("/")[2], (1,)):
-            raise ValueError(f"{source}: {name} has shape {lengths}, of {len(lengths)} axes: the file is damaged")
-        return lengths
-
-    head = next((head for head in HEADS if any(name.startswith(head.mark) for name in theirs)), None)
-    if head is None:
-        raise ValueError(f"{source}: none of its names starts with any of {[head.mark for head in HEADS]}: no head is known")
     given: dict[str, Any] = {
         "num_blocks": num_blocks,
         "heads": heads,
@@ -139,12 +168,12 @@ def load(
         "resolution": resolution,
         "num_samples": num_samples,
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    if unknown := [name for name in given if name not in (*SETTINGS, *head.untold)]:
-        raise ValueError(f"{source}: {unknown} do not belong to {head.preset}: leave them out")
-
+    head, given = haiku.head, {name: value for name, value in given.items() if value is not None}
+    needed = (*SETTINGS, *head.unspecified)
+    if unknown := [name for name in given if name not in needed]:
+        raise ValueError(f"{unknown} do not belong to {head.preset}: leave them out")
     published = _published(head.preset)
-    known = {name: _find(published["inputs"], name) for name in head.untold}
+    known = {name: _find(published["inputs"], name) for name in head.unspecified}
     if data_shape is not None:
         given["data_shape"] = [an_int("data_shape", n) for n in a_list("data_shape", data_shape, "whole numbers")]
         if len(given["data_shape"]) != len(known["data_shape"]):
@@ -152,70 +181,57 @@ def load(
     for name in ("num_blocks", "num_samples"):
         if name in given:
             given[name] = an_int(name, given[name])
-    encoder = next(encoder for encoder in ENCODERS if encoder + POSITIONS in theirs)
-    depth = sum(name.startswith(f"{encoder}self_attention") and name.endswith("/layer_norm/scale") for name in theirs)
-    width = shape(f"{encoder}cross_attention/layer_norm_1/scale")[0]
-    common = _widths(shape, encoder, head.decoder, depth)
-    as_published, _ = head.sizes(shape, width, known)
-    missing = [name for name in (*SETTINGS, *head.untold) if name not in given]
-    if missing and _merged(published, {**common, **as_published}) != published:
-        raise ValueError(
-            f"{source} has other sizes than {head.preset}, and does not tell {', '.join(missing)}: give what the model was"
-            " made with"
-        )
-    told, content = head.sizes(shape, width, {name: given.get(name, value) for name, value in known.items()})
-    arguments = _merged(published, {**common, **told, **{name: given[name] for name in SETTINGS[1:] if name in given}})
+    width = haiku.of(f"{haiku.encoder}cross_attention/layer_norm_1/scale")[0]
+    common = _widths(haiku)
+    missing = [name for name in needed if name not in given]
+    if missing and _merged(published, {**common, **head.sizes(haiku, width, known)}) != published:
+        raise ValueError(f"its sizes are not those of {head.preset}, and it does not specify {', '.join(missing)}: give these")
+    sizes = head.sizes(haiku, width, {name: given.get(name, value) for name, value in known.items()})
+    arguments = _merged(published, {**common, **sizes, **{name: given[name] for name in SETTINGS[1:] if name in given}})
     if num_blocks is not None:
         repeated: list[int | None] = [None] * (given["num_blocks"] - 1)
         arguments |= {"layers_indice": [0, *repeated], "latent_layers_indice": [0] * given["num_blocks"]}
+    return Configuration(PerceiverIO, arguments)
 
-    def make() -> PerceiverIO:
-        try:
-            return PerceiverIO(**arguments)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
 
-    table = {**_layers(shape, encoder, head.decoder, depth), **head.table}
+def names(haiku: Haiku, configuration: Configuration) -> Names:
+    """Return their names of our tensors; a module of theirs that is missing is refused before a model is made."""
+    encoder, decoder = haiku.encoder, haiku.head.decoder
+    layers = {
+        "encoder.cross_attentions.0": (f"{encoder}cross_attention", CROSS_ATTENTION),
+        "decoder": (f"{decoder}cross_attention", CROSS_ATTENTION),
+    }
+    for n in range(haiku.depth):
+        layers[f"encoder.latent_transformers.0.{n}"] = (f"{encoder}self_attention{f'_{n}' if n else ''}", SELF_ATTENTION)
+    modules = {
+        f"{ours}.{part}": f"{theirs}/{name}" for ours, (theirs, parts) in layers.items() for part, name in parts.items()
+    }
+    table = {"encoder.latents": encoder + POSITIONS, **haiku.head.table}
+    for ours, theirs in {**modules, **haiku.head.table}.items():
+        weight, bias = ("scale", "offset") if ours.endswith("norm") else ("w", "b")
+        table |= {f"{ours}.weight": f"{theirs}/{weight}", f"{ours}.bias": f"{theirs}/{bias}"}
+    for ours in modules:
+        haiku.of(table[f"{ours}.bias"])
     counters = [f"{CONV}batchnorm/~/{name}_ema/counter" for name in ("var", "mean")]
-    copies = dict([counters]) if theirs.keys() >= set(counters) else {}
-    order = {} if content is None else orders(*content, as_queries=arguments["outputs"]["kind"] == "PerInput")
-    return translated(theirs, make, lambda name: _name(table, name), orders=order, copies=copies, source=source)
+    copies = dict([counters]) if haiku.weights.keys() >= set(counters) else {}
+    return Names(table, orders(configuration.arguments), copies=copies)
 
 
 @cache
 def _published(preset: str) -> dict[str, Any]:
-    """All arguments of a published model."""
+    """Return all arguments of a published model."""
     with torch.device("meta"):
         return PerceiverIO(**{name: value for name, value in PRESETS[preset].items() if name != "model_class"}).config
 
 
-def _layout(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Their tensors by the names of modules, laid out as PyTorch has them."""
-    strip = any(name.startswith("params/") for name in weights)
-    if strip and (others := {name.split("/")[0] for name in weights} - {"params", "state"}):
-        raise ValueError(f"{source} holds {sorted(others)[:3]} beside params and state: save these two alone")
-    theirs = {}
-    for name, tensor in weights.items():
-        scope, _, leaf = name.rpartition("/")
-        if leaf == "hidden" and f"{scope}/average" in weights:
-            continue  # what `average` is computed of in training
-        if leaf == "w" and tensor.ndim == 4:
-            tensor = tensor.permute(3, 2, 0, 1)
-        elif leaf == "w" and tensor.ndim == 2:
-            tensor = tensor.mT
-        elif leaf == "counter":
-            tensor = tensor.long()
-        theirs[name.partition("/")[2] if strip else name] = tensor
-    return theirs
-
-
-def _widths(shape: Shape, encoder: str, decoder: str, depth: int) -> dict[str, Any]:
-    """The arguments that are told by the shapes of attention layers."""
+def _widths(haiku: Haiku) -> dict[str, Any]:
+    """Return the arguments that follow from the shapes of attention layers."""
+    shape, encoder, decoder = haiku.of, haiku.encoder, haiku.head.decoder
     num_latent_tokens, dim = shape(encoder + POSITIONS)
     widths: dict[str, Any] = {
         "num_latent_tokens": num_latent_tokens,
         "dim": dim,
-        "num_latent_transformers_in_layers": [depth],
+        "num_latent_transformers_in_layers": [haiku.depth],
         "ff_dim": shape(f"{encoder}cross_attention/mlp/linear/w")[0],
         "decoder_ff_dim": shape(f"{decoder}cross_attention/mlp/linear/w")[0],
     }
@@ -226,33 +242,8 @@ def _widths(shape: Shape, encoder: str, decoder: str, depth: int) -> dict[str, A
     return widths
 
 
-def _layers(shape: Shape, encoder: str, decoder: str, depth: int) -> dict[str, str]:
-    """For the latents, and each of our modules in attention layers, theirs, which must be there before a model is made."""
-    layers = {
-        "encoder.cross_attentions.0": (f"{encoder}cross_attention", CROSS_ATTENTION),
-        "decoder": (f"{decoder}cross_attention", CROSS_ATTENTION),
-    }
-    for n in range(depth):
-        layers[f"encoder.latent_transformers.0.{n}"] = (f"{encoder}self_attention{f'_{n}' if n else ''}", SELF_ATTENTION)
-    table = {f"{ours}.{part}": f"{theirs}/{name}" for ours, (theirs, parts) in layers.items() for part, name in parts.items()}
-    for ours in table:
-        shape(str(_name(table, f"{ours}.bias")))
-    return {"encoder.latents": encoder + POSITIONS, **table}
-
-
-def _name(table: Mapping[str, str], ours: str) -> str | None:
-    """Their name for one of ours."""
-    if ours in table:
-        return table[ours]
-    module, _, leaf = ours.rpartition(".")
-    if module not in table or leaf not in ("weight", "bias"):
-        return None
-    weight, bias = ("scale", "offset") if module.endswith("norm") else ("w", "b")
-    return f"{table[module]}/{weight if leaf == 'weight' else bias}"
-
-
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `change`, dict by dict."""
+    """Return `base` with the entries of `change`, dict by dict."""
     merged = dict(base)
     for key, value in change.items():
         merged[key] = _merged(base[key], value) if isinstance(value, Mapping) else value
@@ -260,92 +251,90 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def _find(inputs: Mapping[str, Any], name: str) -> Any:
-    """An argument of inputs, or of one of their modalities: of the sound, `num_samples`; of the video, the others."""
+    """Return an argument of inputs, or of one of their modalities: `num_samples` of the audio, others of the video."""
     if "modalities" in inputs:
         inputs = inputs["modalities"]["audio" if name == "num_samples" else "image"]
     return inputs[name]
 
 
-def _classes(shape: Shape) -> dict[str, Any]:
-    return {"dim": shape(CLASSES["outputs.query"])[1], "num_channels": shape(f"{CLASSES['outputs.head']}/b")[0]}
+def _classes(haiku: Haiku) -> dict[str, Any]:
+    return {"dim": haiku.of(CLASSES["outputs.query"])[1], "num_channels": haiku.of(f"{CLASSES['outputs.head']}/b")[0]}
 
 
-def _language(shape: Shape, width: int, known: Mapping[str, Any]) -> tuple[dict[str, Any], Columns | None]:
-    vocab_size, dim = shape("embed/embeddings")
-    sizes = {"vocab_size": vocab_size, "dim": dim, "max_length": shape(POSITIONS)[0]}
-    return {"inputs": sizes, "outputs": sizes}, None
+def _language(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    vocab_size, dim = haiku.of("embed/embeddings")
+    sizes = {"vocab_size": vocab_size, "dim": dim, "max_length": haiku.of(POSITIONS)[0]}
+    return {"inputs": sizes, "outputs": sizes}
 
 
-def _learned(shape: Shape, width: int, known: Mapping[str, Any]) -> tuple[dict[str, Any], Columns | None]:
+def _learned(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {
         "data_shape": list(known["data_shape"]),
-        "embed_dim": shape("image_preprocessor/~/conv2_d/b")[0],
-        "position_channels": shape(LEARNED + POSITIONS)[1],
-        "position_dim": shape(f"{LEARNED}position_encoding_projector/linear/b")[0],
+        "embed_dim": haiku.of("image_preprocessor/~/conv2_d/b")[0],
+        "position_channels": haiku.of(LEARNED + POSITIONS)[1],
+        "position_dim": haiku.of(f"{LEARNED}position_encoding_projector/linear/b")[0],
     }
-    return {"inputs": inputs, "outputs": _classes(shape)}, None
+    return {"inputs": inputs, "outputs": _classes(haiku)}
 
 
-def _picture(width: int, content: int, known: Mapping[str, Any]) -> tuple[dict[str, Any], Columns]:
-    """Of a picture with Fourier features behind so many channels of content."""
-    bands = max(width - content - 2, 0) // 4
-    return {**known, "num_bands": bands}, (content, 2, bands)
+def _bands(width: int, content: int) -> int:
+    """Return the bands of an image with Fourier features behind so many channels of content."""
+    return max(width - content - 2, 0) // 4
 
 
-def _pixels(shape: Shape, width: int, known: Mapping[str, Any]) -> tuple[dict[str, Any], Columns | None]:
-    inputs, columns = _picture(width, known["data_shape"][0], known)
-    return {"inputs": inputs, "outputs": _classes(shape)}, columns
+def _pixels(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {**known, "num_bands": _bands(width, known["data_shape"][0])}
+    return {"inputs": inputs, "outputs": _classes(haiku)}
 
 
-def _conv(shape: Shape, width: int, known: Mapping[str, Any]) -> tuple[dict[str, Any], Columns | None]:
-    channels = shape(f"{CONV}conv/w")[0]
-    inputs, columns = _picture(width, channels, known)
-    return {"inputs": {**inputs, "stem_channels": channels}, "outputs": _classes(shape)}, columns
+def _conv(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    channels = haiku.of(f"{CONV}conv/w")[0]
+    inputs = {**known, "num_bands": _bands(width, channels), "stem_channels": channels}
+    return {"inputs": inputs, "outputs": _classes(haiku)}
 
 
-def _flow(shape: Shape, width: int, known: Mapping[str, Any]) -> tuple[dict[str, Any], Columns | None]:
-    channels = shape("image_preprocessor/patches_linear/b")[0]
-    inputs, columns = _picture(width, channels, known)
-    outputs = {"dim": width, "num_channels": shape("flow_decoder/~/basic_decoder/output/b")[0]}
-    return {"inputs": {**inputs, "embed_dim": channels}, "outputs": outputs}, columns
+def _flow(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    channels = haiku.of("image_preprocessor/patches_linear/b")[0]
+    inputs = {**known, "num_bands": _bands(width, channels), "embed_dim": channels}
+    outputs = {"dim": width, "num_channels": haiku.of("flow_decoder/~/basic_decoder/output/b")[0]}
+    return {"inputs": inputs, "outputs": outputs}
 
 
-def _multimodal(shape: Shape, width: int, known: Mapping[str, Any]) -> tuple[dict[str, Any], Columns | None]:
-    inner = {m: shape(f"multimodal_preprocessor/{m}_padding/pos_embs")[1] for m in MODALITIES}
-    outer = {m: shape(f"multimodal_decoder/~decoder_query/{m}_padding/pos_embs")[1] for m in MODALITIES}
-    results = {m: shape(f"{name}_postprocessor/linear/b")[0] for m, name in POSTPROCESSORS.items()}
-    query = shape("multimodal_decoder/~/basic_decoder/cross_attention/layer_norm/scale")[0]
-    decoded = shape("multimodal_decoder/~/basic_decoder/output/b")[0]
-    # Widths are the common ones less the padding; queries of sound and video are positions alone.
-    sound_positions, video_positions = query - outer["audio"], query - outer["image"]
+def _multimodal(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {m: haiku.of(f"multimodal_preprocessor/{m}_padding/pos_embs")[1] for m in MODALITIES}
+    outer = {m: haiku.of(f"multimodal_decoder/~decoder_query/{m}_padding/pos_embs")[1] for m in MODALITIES}
+    results = {m: haiku.of(f"{name}_postprocessor/linear/b")[0] for m, name in POSTPROCESSORS.items()}
+    query = haiku.of("multimodal_decoder/~/basic_decoder/cross_attention/layer_norm/scale")[0]
+    decoded = haiku.of("multimodal_decoder/~/basic_decoder/output/b")[0]
+    # Widths are the common ones less the padding; queries of audio and video are positions alone.
+    audio_positions, video_positions = query - outer["audio"], query - outer["image"]
     channels, *axes = known["data_shape"]
     patch = isqrt(max(width - inner["image"] - video_positions, 0) // channels)
-    sound = {"num_bands": (sound_positions - 1) // 2, "resolution": known["num_samples"]}
+    audio = {"num_bands": (audio_positions - 1) // 2, "resolution": known["num_samples"]}
     video = {"num_bands": (video_positions - 3) // 6, "resolution": known["resolution"]}
     samples = {"num_samples": known["num_samples"], "samples_per_patch": results["audio"]}
     inputs = {
-        "audio": {**samples, **sound},
+        "audio": {**samples, **audio},
         "image": {"data_shape": [channels, *axes], "patch_size": [1, patch, patch], **video},
         "label": {"num_classes": results["label"]},
     }
     outputs = {
-        "audio": {"axes": [known["num_samples"] // results["audio"]], "patch": [results["audio"]], **sound},
+        "audio": {"axes": [known["num_samples"] // results["audio"]], "patch": [results["audio"]], **audio},
         "image": {"axes": axes, "num_channels": results["image"], **video},
         "label": {"dim": query - outer["label"], "num_channels": results["label"]},
     }
     outputs["audio"]["resolution"] = [known["num_samples"]]
     for output in outputs.values():
         output["decoded_channels"] = decoded
-    sizes = {
+    return {
         "inputs": {"modalities": inputs, "min_padding_size": min(inner.values())},
         "outputs": {"modalities": outputs, "min_padding_size": min(outer.values()), "decoded_channels": decoded},
     }
-    return sizes, None
 
 
 DECODER = "classification_decoder/~/basic_decoder/"
 QUERIES = "multimodal_decoder/~decoder_query/"
-PICTURE = ("data_shape", "resolution")
+IMAGE = ("data_shape", "resolution")
 HEADS = (
     Head(
         "perceiver_io_mlm_bytes",
@@ -373,7 +362,7 @@ HEADS = (
             "outputs.projection": "multimodal_decoder/~/basic_decoder/output",
         },
         _multimodal,
-        (*PICTURE, "num_samples"),
+        (*IMAGE, "num_samples"),
     ),
     Head(
         "perceiver_io_optical_flow",
@@ -381,7 +370,7 @@ HEADS = (
         "flow_decoder/~/basic_decoder/",
         {"inputs.linear": "image_preprocessor/patches_linear", "outputs.head": "flow_decoder/~/basic_decoder/output"},
         _flow,
-        PICTURE,
+        IMAGE,
     ),
     Head(
         "perceiver_io_imagenet_conv",
@@ -396,7 +385,7 @@ HEADS = (
             **CLASSES,
         },
         _conv,
-        PICTURE,
+        IMAGE,
     ),
     Head(
         "perceiver_io_imagenet_learned",
@@ -411,5 +400,7 @@ HEADS = (
         _learned,
         ("data_shape",),
     ),
-    Head("perceiver_io_imagenet_fourier", "classification_decoder/", DECODER, CLASSES, _pixels, PICTURE),
+    Head("perceiver_io_imagenet_fourier", "classification_decoder/", DECODER, CLASSES, _pixels, IMAGE),
 )
+
+FORMAT = Format("deepmind", recognises, describe, configure, names)

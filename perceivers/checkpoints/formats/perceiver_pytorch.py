@@ -1,8 +1,8 @@
 """perceiver-pytorch: files with the state_dict of its `Perceiver`, `PerceiverIO` or `PerceiverLM`.
 
-Such a file does not tell how positions are encoded and how widths are cut into heads: these are arguments, with the names and
-defaults that they have there. Names of older versions become those of 0.11 first. Layers that share weights are stored once
-for each use, and are found by being equal.
+Such a file does not specify how positions are encoded and how widths are split into heads: these are arguments, with the names
+and defaults that they have there. Names of older versions become those of 0.11 first. Layers that share weights are stored
+once for each use, and are found by being equal.
 
 Its `Perceiver` with `fourier_encode_data=False` reads features, so here it is a `PerceiverIO`, with the mean of the latents as
 its output.
@@ -11,28 +11,24 @@ its output.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.state_dict import (
-    by_start,
-    counterpart,
-    differences,
-    in_their_order,
-    translated,
-    write_weights,
-)
+from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.source import Source
+from perceivers.checkpoints.state_dict import by_start, differences, in_their_order, write_weights
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
 Block = tuple[str, str]  # what the names of an attention and of its feed-forward start with
 
-# Ours: theirs, of one attention and of one feed-forward. Only cross-attentions have `inputs_norm`; k and v are one map there.
+# Ours: theirs, of one attention and of one feed-forward. Only cross-attentions have `inputs_norm`. `to_k` and `to_v` are one
+# projection there.
 ATTENTION = {
     "attention_norm": "norm",
     "attention.inputs_norm": "norm_context",
@@ -81,15 +77,97 @@ KINDS = {
 }
 
 
-def recognises(weights: Mapping[str, Any]) -> bool:
-    """Whether these are the names of such a model."""
-    latents = "latents" in weights or f"{LM}latents" in weights
-    return latents and any(name.endswith("fn.to_kv.weight") for name in weights)
+@dataclass(kw_only=True)
+class Stored(Description):
+    """A state_dict with the names of version 0.11, with keys and values apart, and how its layers share weights.
+
+    Attributes:
+        kind: The class there.
+        single: True if there is one cross-attention, and each latent transformer is a layer.
+        counts: For each cross-attention how many latent transformers follow.
+        lists: Our lists of what layers are made of.
+        old: True for a version before 0.8.
+    """
+
+    kind: str
+    single: bool
+    counts: list[int]
+    lists: dict[str, Any]
+    old: bool
 
 
-def load(
-    weights: Mapping[str, Tensor],
-    source: str,
+def recognises(source: Source) -> bool:
+    """Return True if these are the names of such a model."""
+    latents = "latents" in source.names or f"{LM}latents" in source.names
+    return latents and any(name.endswith("fn.to_kv.weight") for name in source.names)
+
+
+def describe(source: Source) -> Stored:
+    """Return the tensors of a file, and how its layers share them."""
+    weights = source.weights()
+    for name in weights:
+        for pattern, what in REFUSED.items():
+            if re.search(pattern, name):
+                raise ValueError(f"{name} belongs to {what}, which this library does not have")
+    state = _renamed(weights)
+    is_io, single = (any(name.startswith(start) for name in state) for start in (DECODER[0], CROSS[0]))
+    if is_io and not single and any(name.startswith(DECODER[1]) for name in state):
+        raise ValueError("decoder_ff of versions before 0.7 is not supported: in 0.6.0 it has no residual, in 0.6.2 one")
+    depth, stack = _count(state, "layers."), _count(state, "layers.0.self_attns.")
+    counts = [depth * stack] if single else [stack] * depth
+    if not counts:
+        raise ValueError("it has no layers: the file is not complete")
+    layers = _blocks(single, counts)
+    ids = iter(_ids(state, [block for _, blocks in layers for block in blocks]))
+    lists = _lists(_ids(state, [cross for cross, _ in layers]), [[next(ids) for _ in blocks] for _, blocks in layers])
+    return Stored(
+        weights=_split(state),
+        kind=("PerceiverLM" if "token_emb.weight" in state else "PerceiverIO") if is_io else "Perceiver",
+        single=single,
+        counts=counts,
+        lists=lists,
+        old=any(".to_out.0." in name for name in weights),
+    )
+
+
+def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with the names of version 0.11, without the prefix of a language model."""
+    state = {name.removeprefix(LM): tensor for name, tensor in weights.items()}
+    groups = [BEFORE_0_8, IO_BEFORE_0_11 if any(n.startswith("cross_attend_block") for n in state) else BEFORE_0_11]
+    if "to_logits.0.weight" in state:
+        groups.append(BEFORE_0_7_1)
+    for group in groups:
+        change = lambda n, group=group: next((re.sub(old, new, n) for old, new in group if re.search(old, n)), n)  # noqa: E731
+        state = {change(name): tensor for name, tensor in state.items()}
+    if len(state) < len(weights):
+        raise ValueError("it has tensors under the names of two versions: the file is damaged")
+    return state
+
+
+def _count(state: Mapping[str, Tensor], start: str) -> int:
+    """Return how many numbers follow in names with this start, which must be 0, 1, 2 and so on."""
+    found = {name[len(start) :].split(".")[0] for name in state if name.startswith(start)}
+    if missing := {str(i) for i in range(len(found))} - found:
+        raise ValueError(f"{start}{min(missing)} is missing: the file is not complete")
+    return len(found)
+
+
+def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with keys and values apart."""
+    split = {}
+    for name, tensor in state.items():
+        if not name.endswith("fn.to_kv.weight"):
+            split[name] = tensor
+        elif tensor.ndim != 2:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, but 2 axes are needed")
+        else:
+            half = len(tensor) // 2
+            split |= {name.replace("to_kv", "to_k"): tensor[:half], name.replace("to_kv", "to_v"): tensor[half:]}
+    return split
+
+
+def configure(
+    stored: Stored,
     *,
     max_freq: float | None = None,
     num_freq_bands: int | None = None,
@@ -100,51 +178,37 @@ def load(
     latent_heads: int = 8,
     frequency_base: float | str | None = None,
     fourier_encode_data: bool = True,
-) -> nn.Module:
-    """Makes our model with such weights: a `Perceiver`, or a `PerceiverIO` where it is one there or reads features.
+) -> Configuration:
+    """Return our model: a `Perceiver`, or a `PerceiverIO` if it is one there or reads features.
 
     Args:
-        weights: The state_dict.
-        source: Where it comes from, for messages.
+        stored: The state_dict.
         max_freq: As it was given there; half of it is the highest frequency. A `Perceiver` with Fourier features needs it.
-        num_freq_bands: As it was given there; `None` to find it by the width of the inputs.
-        input_channels: As there; `None` for 3, or, without Fourier features, for the width of the inputs.
+        num_freq_bands: As it was given there. Inferred from the width of the inputs by default.
+        input_channels: As there. Defaults to 3, or, without Fourier features, to the width of the inputs.
         input_axis: As there.
-        data_shape: `[C, *axes]` of the inputs; `None` for 224 on each axis. Other lengths are accepted later.
+        data_shape: `[C, *axes]` of the inputs. Defaults to 224 per axis. Other lengths are accepted later.
         cross_heads: As there.
         latent_heads: As there.
         frequency_base: "linear" for frequencies spaced linearly from 1, else the lowest of frequencies spaced geometrically.
             Versions before 0.8 need it, since they differ: 2 (`freq_base` there) up to 0.2.0, 1 up to 0.7.3, "linear" since.
         fourier_encode_data: As there.
-
-    Raises:
-        ValueError: If an argument is missing or does not fit, the weights do not, or they are of something that this library
-            does not have; the message names it.
     """
-    for name in weights:
-        for pattern, what in REFUSED.items():
-            if re.search(pattern, name):
-                raise ValueError(f"{source}: {name} belongs to {what}, which this library does not have")
-    state = _renamed(weights, source)
-    shape = partial(_shape, state, source)
-    is_io, single = any(n.startswith(DECODER[0]) for n in state), any(n.startswith(CROSS[0]) for n in state)
-    fourier = fourier_encode_data and not is_io
-    told = {"max_freq": max_freq, "num_freq_bands": num_freq_bands, "data_shape": data_shape, "frequency_base": frequency_base}
-    if not fourier and (given := sorted(name for name, value in told.items() if value is not None)):
-        raise ValueError(f"{source} is read without Fourier features, which {given} are about: leave them out")
-
-    depth, stack = _count(state, "layers.", source), _count(state, "layers.0.self_attns.", source)
-    layers = _blocks(single, [depth * stack] if single else [stack] * depth)
-    if not layers:
-        raise ValueError(f"{source}: it has no layers: the file is not whole")
-    latents = [block for _, blocks in layers for block in blocks]
+    kind, state = stored.kind, stored.weights
+    fourier = fourier_encode_data and kind == "Perceiver"
+    of_fourier = {"max_freq": max_freq, "num_freq_bands": num_freq_bands}
+    of_fourier |= {"data_shape": data_shape, "frequency_base": frequency_base}
+    if not fourier and (given := sorted(name for name, value in of_fourier.items() if value is not None)):
+        raise ValueError(f"it is read without Fourier features, which {given} are about: leave them out")
+    shape = lambda name: stored.shape(name, 2)  # noqa: E731
+    cross, latents = _blocks(stored.single, stored.counts)[0]
     num_latents, dim = shape("latents")
-    width = shape(f"{layers[0][0][0]}fn.to_kv.weight")[1]
-    cross_inner = shape(f"{layers[0][0][0]}fn.to_q.weight")[0]
+    width = shape(f"{cross[0]}fn.to_k.weight")[1]
+    cross_inner = shape(f"{cross[0]}fn.to_q.weight")[0]
     inner = shape(f"{latents[0][0]}fn.to_q.weight")[0] if latents else an_int("latent_heads", latent_heads)
     for name, heads, size in (("cross_heads", cross_heads, cross_inner), ("latent_heads", latent_heads, inner)):
         if heads < 1 or size % heads:
-            raise ValueError(f"{source}: {name}={heads} does not divide {size}: give what the model was made with")
+            raise ValueError(f"{name}={heads} does not divide {size}: give what the model was made with")
     theirs: dict[str, Any] = {
         "num_latents": num_latents,
         "latent_dim": dim,
@@ -154,62 +218,66 @@ def load(
         "latent_dim_head": inner // latent_heads,
         "fourier_encode_data": fourier,
     }
-    kind = "Perceiver"
-    if is_io:
-        decoder_ff = any(name.startswith(DECODER[1]) for name in state)
-        if decoder_ff and not single:
-            raise ValueError(
-                f"{source}: decoder_ff of versions before 0.7 is not supported: in 0.6.0 it has no residual, in 0.6.2 one"
-            )
-        kind = "PerceiverLM" if "token_emb.weight" in state else "PerceiverIO"
-        theirs |= {"dim": width, "decoder_ff": decoder_ff}
-        if kind == "PerceiverLM":
-            theirs |= {"num_tokens": shape("token_emb.weight")[0], "max_seq_len": shape("pos_emb.weight")[0]}
-        else:
-            theirs["queries_dim"] = shape(f"{DECODER[0]}fn.to_q.weight")[1]
-            theirs["logits_dim"] = shape("to_logits.weight")[0] if "to_logits.weight" in state else None
+    if kind == "Perceiver":
+        classes = shape("to_logits.2.weight")[0] if "to_logits.2.weight" in state else None
+        theirs |= {"num_classes": classes, "final_classifier_head": classes is not None, "input_channels": width}
     else:
-        has_head = "to_logits.2.weight" in state
-        theirs |= {
-            "num_classes": shape("to_logits.2.weight")[0] if has_head else None,
-            "final_classifier_head": has_head,
-            "input_channels": width if input_channels is None and not fourier else input_channels,
-        }
-        if fourier:
-            theirs |= _positions(width, max_freq, num_freq_bands, input_channels, input_axis, source)
-            if frequency_base is None and any(".to_out.0." in name for name in weights):
-                raise ValueError(
-                    f"{source}: frequency_base is missing, files of versions before 0.8 do not tell it: give 2 (freq_base"
-                    " there) up to 0.2.0, 1 for 0.2.1 to 0.7.3, 'linear' for 0.7.4 and 0.7.5"
-                )
-        elif theirs["input_channels"] != width:
-            raise ValueError(f"{source}: its inputs have {width} channels, but input_channels={input_channels}: correct it")
-
-    ids = iter(_ids(state, latents))
-    lists = _lists(_ids(state, [cross for cross, _ in layers]), [[next(ids) for _ in blocks] for _, blocks in layers])
+        theirs |= {"dim": width, "decoder_ff": any(name.startswith(DECODER[1]) for name in state)}
+    if kind == "PerceiverLM":
+        theirs |= {"num_tokens": shape("token_emb.weight")[0], "max_seq_len": shape("pos_emb.weight")[0]}
+    elif kind == "PerceiverIO":
+        theirs["queries_dim"] = shape(f"{DECODER[0]}fn.to_q.weight")[1]
+        theirs["logits_dim"] = shape("to_logits.weight")[0] if "to_logits.weight" in state else None
+    elif fourier:
+        theirs |= _positions(width, max_freq, num_freq_bands, input_channels, input_axis)
+        if frequency_base is None and stored.old:
+            raise ValueError(
+                "frequency_base is missing, files of versions before 0.8 do not specify it: give 2 (freq_base there) up to"
+                " 0.2.0, 1 for 0.2.1 to 0.7.3, 'linear' for 0.7.4 and 0.7.5"
+            )
+    elif input_channels not in (None, width):
+        raise ValueError(f"its inputs have {width} channels, but input_channels={input_channels}: correct it")
     base = None if frequency_base == "linear" else frequency_base
-    make = _maker(kind, theirs, lists, frequency_base=base, data_shape=data_shape)
-    for name in [name for name in state if name.endswith("fn.to_kv.weight")]:
-        half, rows = shape(name)[0] // 2, state.pop(name)
-        state[name.replace("to_kv", "to_k")], state[name.replace("to_kv", "to_v")] = rows[:half], rows[half:]
-    table: dict[str, str] = {}
-    # What is left of uses of weights that were used before is not read again.
-    again = {name for ours, name in _pairs(kind, lists, single, fourier) if table.setdefault(ours, name) != name}
-    state = {n: tensor for n, tensor in state.items() if n.rpartition(".")[0] not in again}
-    return translated(state, make, partial(counterpart, table), orders=_orders(theirs, lists), source=source)
+    return _configuration(kind, theirs, stored.lists, frequency_base=base, data_shape=data_shape)
+
+
+def _positions(width: int, max_freq: float | None, bands: int | None, channels: int | None, axes: int) -> dict[str, Any]:
+    """Return their arguments of Fourier features, if they fit the width of the inputs."""
+    if max_freq is None:
+        raise ValueError("max_freq is missing, the file does not specify it: give what the model was made with")
+    channels = 3 if channels is None else channels
+    if bands is None:
+        bands = ((width - channels) // an_int("input_axis", axes) - 1) // 2
+    if channels + axes * (2 * bands + 1) != width:
+        raise ValueError(
+            f"its inputs have {width} channels, but input_channels={channels}, input_axis={axes} and num_freq_bands={bands}"
+            f" make {channels + axes * (2 * bands + 1)}: correct them"
+        )
+    return {"max_freq": max_freq, "num_freq_bands": bands, "input_channels": channels, "input_axis": axes}
+
+
+def names(stored: Stored, configuration: Configuration) -> Names:
+    """Return their names of our tensors; further uses of the same weights are copies of the first."""
+    pairs = _pairs(stored.kind, stored.lists, stored.single, configuration.model is Perceiver)
+    table = dict(reversed(pairs))  # the first use
+    first = {theirs: table[ours] for ours, theirs in pairs if table[ours] != theirs}
+    found = {name: by_start(first, name) for name in stored.weights}
+    copies = {name: pair[1] + name[len(pair[0]) :] for name, pair in found.items() if pair}
+    return Names(table, _orders(configuration.arguments), copies=copies)
 
 
 def constructor(model: Perceiver | PerceiverIO) -> tuple[str, dict[str, Any]]:
-    """The name of the class of perceiver-pytorch that can hold the weights of a model, and its arguments.
+    """Return the name of the class of perceiver-pytorch that can hold the weights of a model, and its arguments.
 
     Raises:
         ValueError: If perceiver-pytorch has no such model; the message names all that it lacks.
     """
-    config, kind, fourier = dict(model.config), "Perceiver", isinstance(model, Perceiver)
-    if not fourier:
-        kinds = (config["inputs"].get("kind"), config["outputs"].get("kind"))
+    config, kind = dict(model.config), "Perceiver"
+    if not (fourier := "data_shape" in config):
+        kinds = tuple(config.get(name, {}).get("kind") for name in ("inputs", "outputs"))
         if kinds not in KINDS:
-            raise ValueError(f"perceiver-pytorch has no model with inputs {kinds[0]} and outputs {kinds[1]}, only {[*KINDS]}")
+            what = f"{type(model).__name__} with inputs {kinds[0]} and outputs {kinds[1]}"
+            raise ValueError(f"perceiver-pytorch does not have a {what}, only {[*KINDS]}")
         kind = KINDS[kinds]
     lists = {name: config[name] for name in LAYERS}
     tied = _tied(lists, kind != "Perceiver")
@@ -246,10 +314,11 @@ def constructor(model: Perceiver | PerceiverIO) -> tuple[str, dict[str, Any]]:
     elif kind == "PerceiverLM":
         theirs |= {"num_tokens": config["inputs"]["vocab_size"], "max_seq_len": config["inputs"]["max_length"]}
     with torch.device("meta"):
-        wanted = _maker(kind, theirs, lists, data_shape=config.get("data_shape"))().config
-    if isinstance(model, PerceiverIO) and model.decoder is None:
+        make, arguments = _configuration(kind, theirs, lists, data_shape=config.get("data_shape"))
+        wanted: dict[str, Any] = make(**arguments).config
+    if kind == "Perceiver" and not fourier:  # no decoder
         wanted |= {name: value for name, value in config.items() if name.startswith("decoder_")}
-    problems = differences(config, wanted)
+    problems = list(differences(config, wanted))
     if tied is None:
         shared = "one cross-attention, then layers that" if kind != "Perceiver" else "equal layers, that after the first"
         problems.append(
@@ -261,7 +330,7 @@ def constructor(model: Perceiver | PerceiverIO) -> tuple[str, dict[str, Any]]:
 
 
 def save(model: Perceiver | PerceiverIO, path: str | Path) -> dict[str, Any]:
-    """Writes the state_dict that a model of perceiver-pytorch 0.11 loads, and then gives the same outputs.
+    """Write the state_dict that a model of perceiver-pytorch 0.11 loads, and then gives the same outputs.
 
     A model without a head becomes one that returns its latents, which are `model.encode(x)` here. Their `PerceiverIO` has no
     dropout.
@@ -269,19 +338,19 @@ def save(model: Perceiver | PerceiverIO, path: str | Path) -> dict[str, Any]:
     Args:
         model: A `Perceiver`; or a `PerceiverIO` from `Features` to `GivenQueries` or `MeanPool`, or from `TokenIds` to
             `PerToken`.
-        path: The file, replaced where it exists: `.safetensors`, or `.pt`, which `torch.save` writes.
+        path: The file, replaced if it exists: `.safetensors`, or `.pt` for `torch.save`.
 
     Returns:
-        The arguments of their class, which the file does not tell; `constructor` says which class.
+        The arguments of their class, which the file does not specify; `constructor` also returns the class.
 
     Raises:
-        ValueError: If perceiver-pytorch has no such model, the message names all that it lacks; or the suffix is another.
+        ValueError: If perceiver-pytorch has no such model, the message names all that it lacks; or for another suffix.
     """
     kind, theirs = constructor(model)
-    lists, orders = {name: model.config[name] for name in LAYERS}, _orders(theirs, model.config)
+    lists, orders = {name: model.config[name] for name in LAYERS}, _orders(model.config)
     ours = {name: in_their_order(name, tensor.detach(), orders) for name, tensor in model.state_dict().items()}
     state, used = {}, set()
-    for start, their_start in _pairs(kind, lists, kind != "Perceiver", isinstance(model, Perceiver)):
+    for start, their_start in _pairs(kind, lists, kind != "Perceiver", "data_shape" in model.config):
         for name in {start, f"{start}.weight", f"{start}.bias"} & ours.keys():
             state[their_start + name[len(start) :]] = ours[name].clone()
             used.add(name)
@@ -296,63 +365,15 @@ def save(model: Perceiver | PerceiverIO, path: str | Path) -> dict[str, Any]:
 
 
 def columns(content: int, axes: int, bands: int) -> list[int]:
-    """For each of our channels theirs: they put the sines and cosines of an axis before its coordinate."""
+    """Return their channel for each of ours: the sines and cosines of an axis come before its coordinate there."""
     order, width = list(range(content)), 2 * bands + 1
     for start in range(content, content + axes * width, width):
         order += [start + width - 1, *range(start, start + width - 1)]
     return order
 
 
-def _renamed(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights with the names of version 0.11, without what those of a language model start with."""
-    state = {name.removeprefix(LM): tensor for name, tensor in weights.items()}
-    groups = [BEFORE_0_8, IO_BEFORE_0_11 if any(n.startswith("cross_attend_block") for n in state) else BEFORE_0_11]
-    if "to_logits.0.weight" in state:
-        groups.append(BEFORE_0_7_1)
-    for group in groups:
-        change = lambda n, group=group: next((re.sub(old, new, n) for old, new in group if re.search(old, n)), n)  # noqa: E731
-        state = {change(name): tensor for name, tensor in state.items()}
-    if len(state) < len(weights):
-        raise ValueError(f"{source} has tensors under the names of two versions: the file is damaged")
-    return state
-
-
-def _count(state: Mapping[str, Tensor], start: str, source: str) -> int:
-    """How many numbers follow in names that start so, where none may be missing."""
-    found = {name[len(start) :].split(".")[0] for name in state if name.startswith(start)}
-    if missing := {str(i) for i in range(len(found))} - found:
-        raise ValueError(f"{source}: {start}{min(missing)} is missing: the file is not whole")
-    return len(found)
-
-
-def _shape(state: Mapping[str, Tensor], source: str, name: str) -> list[int]:
-    """The two lengths of a weight."""
-    if name not in state:
-        raise ValueError(f"{source}: {name} is missing")
-    if state[name].ndim != 2:
-        raise ValueError(f"{source}: {name} has shape {list(state[name].shape)}, but two axes are needed")
-    return list(state[name].shape)
-
-
-def _positions(
-    width: int, max_freq: float | None, bands: int | None, channels: int | None, axes: int, source: str
-) -> dict[str, Any]:
-    """Their arguments of Fourier features, if they fit the width of the inputs."""
-    if max_freq is None:
-        raise ValueError(f"{source}: max_freq is missing, the file does not tell it: give what the model was made with")
-    channels = 3 if channels is None else channels
-    if bands is None:
-        bands = ((width - channels) // an_int("input_axis", axes) - 1) // 2
-    if channels + axes * (2 * bands + 1) != width:
-        raise ValueError(
-            f"{source}: its inputs have {width} channels, but input_channels={channels}, input_axis={axes} and"
-            f" num_freq_bands={bands} make {channels + axes * (2 * bands + 1)}: correct them"
-        )
-    return {"max_freq": max_freq, "num_freq_bands": bands, "input_channels": channels, "input_axis": axes}
-
-
 def _blocks(single: bool, counts: Sequence[int]) -> list[tuple[Block, list[Block]]]:
-    """For each cross-attention its names, and those of the latent transformers behind it, so many of them.
+    """Return the names of each cross-attention, and those of the latent transformers that follow it, with these counts.
 
     With a `single` cross-attention each latent transformer is a layer there.
     """
@@ -366,7 +387,7 @@ def _blocks(single: bool, counts: Sequence[int]) -> list[tuple[Block, list[Block
 
 
 def _ids(state: Mapping[str, Tensor], blocks: Sequence[Block]) -> list[int]:
-    """A number for each block, the same for blocks with equal weights."""
+    """Return a number for each block, the same for blocks with equal weights."""
     places = {start.removesuffix("."): (b, half) for b, block in enumerate(blocks) for half, start in enumerate(block)}
     digests = [hashlib.sha256() for _ in blocks]
     for name in sorted(state):
@@ -381,7 +402,7 @@ def _ids(state: Mapping[str, Tensor], blocks: Sequence[Block]) -> list[int]:
 
 
 def _lists(crosses: Sequence[int], latents: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Our lists of what layers are made of, from the ids of their cross-attentions and latent transformers."""
+    """Return our lists of what layers are made of, from the ids of their cross-attentions and latent transformers."""
     stacks: dict[tuple[int, ...], int] = {}
     uses = [stacks.setdefault(tuple(ids), len(stacks)) for ids in latents]
     if sum(map(len, stacks)) == len({i for stack in stacks for i in stack}):
@@ -394,7 +415,7 @@ def _lists(crosses: Sequence[int], latents: Sequence[Sequence[int]]) -> dict[str
 
 
 def _names(lists: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """For each cross-attention in turn its name here, and those of the latent transformers up to the next."""
+    """Return the name here of each cross-attention in turn, and those of the latent transformers up to the next."""
     crosses, stacks, depths = (lists[name] for name in LAYERS)
     names: list[tuple[str, list[str]]] = []
     for cross, stack in zip(crosses, stacks, strict=True):
@@ -405,7 +426,7 @@ def _names(lists: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _tied(lists: Mapping[str, Any], single: bool) -> bool | None:
-    """Their `weight_tie_layers` for such lists; `None` where layers differ or share otherwise."""
+    """Return their `weight_tie_layers` for such lists; `None` if layers differ or share otherwise."""
     names = _names(lists)
     counts = [len(latents) for _, latents in names]
     if lists["layers_indice"][0] is None or len(set(counts)) > 1 or (single and len(names) > 1):
@@ -422,15 +443,15 @@ def _tied(lists: Mapping[str, Any], single: bool) -> bool | None:
     return None
 
 
-def _maker(
+def _configuration(
     kind: str,
     c: Mapping[str, Any],
     lists: Mapping[str, Any],
     *,
     frequency_base: Any = None,
     data_shape: Sequence[int] | None = None,
-) -> partial[Perceiver | PerceiverIO]:
-    """Makes our model for their class and its arguments `c`, its layers made of what `lists` says."""
+) -> Configuration:
+    """Return our model for their class and its arguments `c`, and our lists of what layers are made of."""
     arguments: dict[str, Any] = {
         "num_latent_tokens": c["num_latents"],
         "dim": c["latent_dim"],
@@ -442,24 +463,24 @@ def _maker(
         "activation": "geglu",
     }
     if c.get("fourier_encode_data"):
-        return partial(
-            Perceiver,
-            data_shape=[c["input_channels"]] + [224] * c["input_axis"] if data_shape is None else data_shape,
-            num_bands=c["num_freq_bands"],
-            resolution=c["max_freq"],
-            frequency_base=frequency_base,
-            head_dim=c["latent_dim_head"],
-            cross_head_dim=c["cross_dim_head"],
-            num_classes=c["num_classes"],
-            final_norm=c["final_classifier_head"],
-            **arguments,
-        )
+        arguments |= {
+            "data_shape": [c["input_channels"]] + [224] * c["input_axis"] if data_shape is None else data_shape,
+            "num_bands": c["num_freq_bands"],
+            "resolution": c["max_freq"],
+            "frequency_base": frequency_base,
+            "head_dim": c["latent_dim_head"],
+            "cross_head_dim": c["cross_dim_head"],
+            "num_classes": c["num_classes"],
+            "final_norm": c["final_classifier_head"],
+        }
+        return Configuration(Perceiver, arguments)
     cross_width = c["cross_heads"] * c["cross_dim_head"]
     arguments |= {"qk_channels": c["latent_heads"] * c["latent_dim_head"], "cross_qk_channels": cross_width}
     if kind == "Perceiver":
         head = {"num_channels": c["num_classes"], "final_norm": c["final_classifier_head"]}
         inputs = {"kind": "Features", "dim": c["input_channels"]}
-        return partial(PerceiverIO, inputs=inputs, outputs={"kind": "MeanPool", "dim": c["latent_dim"], **head}, **arguments)
+        outputs = {"kind": "MeanPool", "dim": c["latent_dim"], **head}
+        return Configuration(PerceiverIO, {"inputs": inputs, "outputs": outputs, **arguments})
     if kind == "PerceiverIO":
         inputs, width = {"kind": "Features", "dim": c["dim"]}, c["queries_dim"]
         outputs = {"kind": "GivenQueries", "dim": width, "num_channels": c["logits_dim"]}
@@ -467,20 +488,17 @@ def _maker(
         width = c["dim"]
         inputs = {"kind": "TokenIds", "vocab_size": c["num_tokens"], "max_length": c["max_seq_len"], "dim": width}
         outputs = {"kind": "PerToken", "dim": width, "num_channels": c["num_tokens"]}
-    return partial(
-        PerceiverIO,
-        inputs=inputs,
-        outputs=outputs,
-        decoder_heads=c["cross_heads"],
-        decoder_qk_channels=cross_width,
-        decoder_query_residual=False,
-        decoder_ff_dim=4 * width if c["decoder_ff"] else 0,
-        **arguments,
-    )
+    decoder = {
+        "decoder_heads": c["cross_heads"],
+        "decoder_qk_channels": cross_width,
+        "decoder_query_residual": False,
+        "decoder_ff_dim": 4 * width if c["decoder_ff"] else 0,
+    }
+    return Configuration(PerceiverIO, {"inputs": inputs, "outputs": outputs, **decoder, **arguments})
 
 
 def _pairs(kind: str, lists: Mapping[str, Any], single: bool, fourier: bool) -> list[tuple[str, str]]:
-    """What names of ours start with, and those of theirs; what is shared comes once for each use."""
+    """Return what names of ours start with, and those of theirs; shared weights come once for each use."""
     names = _names(lists)
     uses = [] if kind == "Perceiver" else [(DECODER, "decoder")]
     for (cross, latents), (our_cross, our_latents) in zip(
@@ -505,10 +523,14 @@ def _pairs(kind: str, lists: Mapping[str, Any], single: bool, fourier: bool) -> 
 HEAD = {"norm": "to_logits.1", "head": "to_logits.2"}
 
 
-def _orders(c: Mapping[str, Any], lists: Mapping[str, Any]) -> dict[str, list[int]]:
-    """For what our names start with, their column for each of ours."""
-    if not c.get("fourier_encode_data"):
+def _orders(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return their column for each of ours, for what our names start with."""
+    if "num_bands" not in config:  # without Fourier features
         return {}
-    order = columns(c["input_channels"], c["input_axis"], c["num_freq_bands"])
+    channels, *axes = config["data_shape"]
+    order = columns(channels, len(axes), config["num_bands"])
     met = ("inputs_norm", "to_k.weight", "to_v.weight")
-    return {f"{cross}.attention.{part}": order for cross, _ in _names(lists) for part in met}
+    return {f"{cross}.attention.{part}": order for cross, _ in _names(config) for part in met}
+
+
+FORMAT = Format("perceiver-pytorch", recognises, describe, configure, names)

@@ -1,22 +1,23 @@
-"""Latent resamplers of larger models, which `perceivers.layers.Resampler` reproduces: of such a file only they are read.
+"""Latent resamplers of larger models, which `perceivers.layers.Resampler` reproduces: nothing else of such a file is read.
 
 - Flamingo's, of flamingo-pytorch and open_flamingo
 - IP-Adapter Plus'
 - Idefics' and Idefics2's, of transformers
 
-They are found by their names, under any prefix, and every tensor under it must find its place. Linear maps that have no bias
-there and one here get a bias of zero.
+They are found by their names, under any prefix, and every tensor under it must find its place. Linear layers without a bias
+there and with one here get a bias of zero.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.state_dict import counterpart, translated
+from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.source import Source
 from perceivers.layers import Resampler
 
 
@@ -28,8 +29,8 @@ class Layout(NamedTuple):
         blocks: What the names in its blocks start with.
         block: For our names in a block theirs.
         rest: For our other names theirs.
-        head_dim: Width of a head that is usual there.
-        settings: Arguments of `Resampler` that are always so.
+        head_dim: The usual width of a head.
+        settings: Arguments of `Resampler` that are the same for all.
     """
 
     sign: str
@@ -101,62 +102,110 @@ IDEFICS = Layout(
     settings={"activation": "relu"},
 )
 LAYOUTS = (FLAMINGO, IP_ADAPTER, IDEFICS2, IDEFICS)
-# Learned embeddings of Flamingo: of a picture in flamingo-pytorch, of a frame or a picture in open_flamingo.
+# Learned embeddings of Flamingo: of images in flamingo-pytorch, of frames or images in open_flamingo.
 EMBEDDINGS = ("media_pos_emb", "frame_embs", "media_time_embs")
 
 
-def recognises(weights: Mapping[str, Any]) -> bool:
-    """Whether there are names of such a resampler."""
-    return bool(_found(weights))
+@dataclass(kw_only=True)
+class Part(Description):
+    """The tensors of a resampler: with names k and v, one projection of values and gates, and biases of zero.
 
-
-def load(
-    weights: Mapping[str, Tensor],
-    source: str,
-    *,
-    heads: int | None = None,
-    head_dim: int | None = None,
-    norm_eps: float | None = None,
-) -> nn.Module:
-    """Makes a `Resampler` with the resampler's part of such weights.
-
-    Args:
-        weights: The state_dict, of the resampler alone or of a larger model.
-        source: Where it comes from, for messages.
-        heads: Heads of queries, which a file does not tell; `None` to find them by `head_dim`.
-        head_dim: Width of a head; `None` for what is usual there, 64 or, of Idefics, 96.
-        norm_eps: What is added to variances in norms; `None` for 1e-5, or of Idefics2 1e-6.
-
-    Raises:
-        ValueError: If there is not one resampler, an argument does not fit, or the weights do not; the message names what.
+    Attributes:
+        layout: How they are named.
+        prefix: What their names start with.
+        depth: Number of blocks.
+        config: The configuration of the larger model, if there is one.
     """
+
+    layout: Layout
+    prefix: str
+    depth: int
+    config: dict[str, Any]
+
+    def rows(self, name: str, axis: int = 0) -> int:
+        """Return a length of a matrix, by its name without the prefix."""
+        return self.shape(self.prefix + name, 2, 3, 4)[axis]
+
+
+def describe(source: Source) -> Part:
+    """Return the resampler of a file or folder; in a folder, files without it are not opened."""
+    if source.config.get("model_type") == "idefics" and not _used(source.config):
+        raise ValueError("use_resampler is not set, this model has no resampler")
+    weights = source.weights(None if source.is_file else lambda name: "perceiver_resampler." in name)
     found = _found(weights)
-    if len(found) != 1:
-        starts = sorted(prefix for prefix, _ in found)
-        raise ValueError(f"{source} has {len(found)} resamplers, under {starts}: give a file with one")
+    if not found:
+        raise ValueError("its weights have no resampler")
+    if len(found) > 1:
+        raise ValueError(
+            f"it has {len(found)} resamplers, under {sorted(prefix for prefix, _ in found)}: give a file with one"
+        )
     ((prefix, layout),) = found
     theirs = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
     start = f"{prefix}{layout.blocks}."
     numbers = {name.removeprefix(start).split(".")[0] for name in theirs if name.startswith(start)}
     if numbers != {str(i) for i in range(len(numbers))}:
-        raise ValueError(f"{source}: {start}* are numbered {sorted(numbers)}, not 0 to {len(numbers) - 1}")
+        raise ValueError(f"{start}* are numbered {sorted(numbers)}, not 0 to {len(numbers) - 1}")
     for number in numbers:
-        _merge_and_split(theirs, f"{start}{number}.", layout, source)
+        _merge_and_split(theirs, f"{start}{number}.", layout)
+    kind = source.config.get("model_type")
+    detail = f"the resampler of {kind}" if kind else ""
+    return Part(weights=theirs, detail=detail, layout=layout, prefix=prefix, depth=len(numbers), config=source.config)
 
-    def rows(name: str, axis: int = 0) -> int:
-        tensor = theirs.get(prefix + name)
-        if tensor is None or tensor.ndim < 2:
-            raise ValueError(f"{source}: {prefix}{name} is missing, or is no matrix")
-        return tensor.shape[axis]
 
+def _used(config: Mapping[str, Any]) -> bool:
+    settings = config.get("perceiver_config")
+    return bool((isinstance(settings, Mapping) and settings.get("use_resampler")) or config.get("use_resampler"))
+
+
+def _found(names: Iterable[str]) -> list[tuple[str, Layout]]:
+    """Return the prefix and layout of each resampler."""
+    found = [(name.removesuffix(layout.sign), layout) for layout in LAYOUTS for name in names if name.endswith(layout.sign)]
+    return [(prefix, layout) for prefix, layout in found if not prefix or prefix.endswith(".")]
+
+
+def _merge_and_split(theirs: dict[str, Tensor], block: str, layout: Layout) -> None:
+    """Give one block the names k and v, one projection of values and gates, and biases of zero."""
+
+    def pop(name: str) -> Tensor:
+        if block + name not in theirs:
+            raise ValueError(f"{block}{name} is missing")
+        return theirs.pop(block + name)
+
+    if layout is IDEFICS2:
+        parts = [pop(f"mlp.{name}_proj.weight") for name in ("up", "gate")]
+        if parts[0].shape != parts[1].shape:
+            raise ValueError(f"up_proj and gate_proj of {block}mlp have different shapes")
+        theirs[f"{block}mlp.up_and_gate_proj.weight"] = torch.cat(parts)
+        return
+    if layout is not IDEFICS:
+        keys_and_values = pop("0.to_kv.weight")
+        if keys_and_values.ndim != 2 or len(keys_and_values) % 2:
+            raise ValueError(f"{block}0.to_kv.weight has shape {list(keys_and_values.shape)}: not keys and values")
+        theirs[f"{block}0.to_k.weight"], theirs[f"{block}0.to_v.weight"] = keys_and_values.chunk(2)
+    for linear in (layout.block["feed_forward.linear_in"], layout.block["feed_forward.linear_out"]):
+        weight = theirs.get(f"{block}{linear}.weight")
+        if weight is not None and weight.ndim == 2:
+            theirs.setdefault(f"{block}{linear}.bias", weight.new_zeros(len(weight)))
+
+
+def configure(
+    part: Part, *, heads: int | None = None, head_dim: int | None = None, norm_eps: float | None = None
+) -> Configuration:
+    """Return the configuration of a `Resampler`.
+
+    Args:
+        part: The resampler, of a file with it alone or with a larger model.
+        heads: Heads of queries, which a file does not specify. Inferred from `head_dim` by default.
+        head_dim: Width of a head. Defaults to what is usual there, 64 or, for Idefics, 96.
+        norm_eps: What is added to variances in norms. Defaults to 1e-5, or for Idefics2 1e-6.
+    """
+    layout, prefix, rows = part.layout, part.prefix, part.rows
     first = {ours: f"{layout.blocks}.0.{name}.weight" for ours, name in layout.block.items()}
-    dim, inner = rows("latents", -1), rows(first["attention.to_q"])
-    heads, head_dim = _heads(heads, head_dim, inner, layout.head_dim, source)
-    table = {ours: prefix + name for ours, name in layout.rest.items()}
+    heads, head_dim = _heads(heads, head_dim, rows(first["attention.to_q"]), layout.head_dim)
     arguments: dict[str, Any] = {
-        "dim": dim,
+        "dim": rows("latents", -1),
         "num_latent_tokens": rows("latents", -2),
-        "depth": len(numbers),
+        "depth": part.depth,
         "heads": heads,
         "kv_heads": max(1, rows(first["attention.to_k"]) // head_dim),
         "head_dim": head_dim,
@@ -167,54 +216,62 @@ def load(
     if layout is IP_ADAPTER:
         arguments |= {"kv_dim": rows("proj_in.weight", 1), "output_dim": rows("proj_out.weight")}
         pooled = "to_latents_from_mean_pooled_seq.1.weight"
-        if prefix + pooled in theirs:
-            arguments["num_latents_mean_pooled"] = rows(pooled) // dim
+        if prefix + pooled in part.weights:
+            arguments["num_latents_mean_pooled"] = rows(pooled) // arguments["dim"]
     elif layout is IDEFICS:
-        arguments["qk_norm"] = prefix + first["attention.q_norm"] in theirs
-    elif layout is FLAMINGO:
-        added = [name for name in EMBEDDINGS if prefix + name in theirs]
-        if len(added) > 1:
-            raise ValueError(f"{source} has {' and '.join(added)}, but Resampler adds one kind of embeddings: not supported")
-        if added:
-            table["embeddings"] = prefix + added[0]
-    if table.get("embeddings") in theirs:
-        arguments["num_embeddings"] = rows(table["embeddings"].removeprefix(prefix))
-    for number in numbers:
-        table |= {f"blocks.{number}.{ours}": f"{start}{number}.{name}" for ours, name in layout.block.items()}
-
-    return translated(theirs, partial(Resampler, **arguments), partial(counterpart, table), source=source)
+        arguments["qk_norm"] = prefix + first["attention.q_norm"] in part.weights
+    if embeddings := _embeddings(part):
+        arguments["num_embeddings"] = rows(embeddings)
+    return Configuration(Resampler, arguments)
 
 
-def load_part(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Makes a `Resampler` as the configuration of a larger model of transformers, one of `MODEL_TYPES`, describes it.
+def _heads(heads: int | None, head_dim: int | None, inner: int, usual: int) -> tuple[int, int]:
+    if heads is not None:
+        heads = an_int("heads", heads)
+        head_dim = inner // heads if head_dim is None else an_int("head_dim", head_dim)
+    else:
+        head_dim = usual if head_dim is None else an_int("head_dim", head_dim)
+        heads = inner // head_dim
+    if heads * head_dim != inner:
+        raise ValueError(
+            f"its queries are {inner} wide, which is not heads={heads} x head_dim={head_dim}: give the heads that the model"
+            " was made with"
+        )
+    return heads, head_dim
 
-    Raises:
-        ValueError: If the model has no resampler, a setting is not supported, or the weights do not fit.
-    """
-    settings = config.get("perceiver_config") or {}
+
+def _embeddings(part: Part) -> str | None:
+    """Return the name of the learned embeddings that are added to the inputs, without the prefix."""
+    added = [name for name in ("pos_emb.weight", *EMBEDDINGS) if part.prefix + name in part.weights]
+    if len(added) > 1:
+        raise ValueError(f"it has {' and '.join(added)}, but Resampler adds one kind of embeddings: not supported")
+    return added[0] if added else None
+
+
+def names(part: Part, configuration: Configuration) -> Names:
+    """Return their names of our tensors."""
+    table = {ours: part.prefix + name for ours, name in part.layout.rest.items()}
+    if embeddings := _embeddings(part):
+        table["embeddings"] = part.prefix + embeddings
+    for n in range(part.depth):
+        start = f"{part.prefix}{part.layout.blocks}.{n}."
+        table |= {f"blocks.{n}.{ours}": start + name for ours, name in part.layout.block.items()}
+    return Names(table)
+
+
+def configure_folder(part: Part) -> Configuration:
+    """Return the configuration of a `Resampler` as that of a larger model describes it."""
+    settings = part.config.get("perceiver_config") or {}
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{source}: perceiver_config={settings!r} is not a configuration")
-    arguments = MODEL_TYPES[config["model_type"]](config, settings, source)
-    if not recognises(weights):
-        raise ValueError(f"{source}: its weights have no resampler")
-    return load(
-        weights,
-        source,
-        heads=settings.get("resampler_n_heads", 16),
-        head_dim=settings.get("resampler_head_dim", 96),
-        **arguments,
-    )
+        raise ValueError(f"perceiver_config={settings!r} is not a configuration")
+    more = MODEL_TYPES[part.config["model_type"]](part.config, settings)
+    sizes = {"heads": settings.get("resampler_n_heads", 16), "head_dim": settings.get("resampler_head_dim", 96)}
+    return configure(part, **sizes, **more)
 
 
-def _idefics(config: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> dict[str, Any]:
-    if not (settings.get("use_resampler") or config.get("use_resampler")):
-        raise ValueError(f"{source}: use_resampler is not set, this model has no resampler")
-    return {}
-
-
-def _idefics2(config: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _idefics2(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     if (activation := settings.get("hidden_act", "silu")) != "silu":
-        raise ValueError(f"{source}: hidden_act={activation!r} of perceiver_config must be 'silu'")
+        raise ValueError(f"hidden_act={activation!r} of perceiver_config must be 'silu'")
     text = config.get("text_config") or {}
     width = text.get("hidden_size", 4096) if isinstance(text, Mapping) else 4096
     if settings.get("hidden_size", 4096) != width:  # then transformers takes width and eps from the text model
@@ -222,55 +279,10 @@ def _idefics2(config: Mapping[str, Any], settings: Mapping[str, Any], source: st
     return {"norm_eps": settings.get("rms_norm_eps", 1e-6)}
 
 
-# What else the configurations of larger models say, by their model_type.
-MODEL_TYPES = {"idefics": _idefics, "idefics2": _idefics2}
+# What else the configurations of larger models specify, by their model_type.
+MODEL_TYPES = {"idefics": lambda config, settings: {}, "idefics2": _idefics2}
 
-
-def is_part(name: str) -> bool:
-    """Whether a tensor of such a larger model belongs to its resampler."""
-    return "perceiver_resampler." in name
-
-
-def _found(weights: Mapping[str, Any]) -> list[tuple[str, Layout]]:
-    """The prefix and layout of each resampler in these weights."""
-    found = [(name.removesuffix(layout.sign), layout) for layout in LAYOUTS for name in weights if name.endswith(layout.sign)]
-    return [(prefix, layout) for prefix, layout in found if not prefix or prefix.endswith(".")]
-
-
-def _heads(heads: int | None, head_dim: int | None, inner: int, usual: int, source: str) -> tuple[int, int]:
-    if heads is not None:
-        heads = an_int("heads", heads)
-        head_dim = inner // heads if head_dim is None else an_int("head_dim", head_dim)
-    else:
-        head_dim = usual if head_dim is None else an_int("head_dim", head_dim)
-        heads = inner // head_dim
-    if heads * head_dim != inner or not inner:
-        raise ValueError(
-            f"{source}: its queries are {inner} wide, which heads={heads} of head_dim={head_dim} do not make: give heads, as"
-            " the model was made with"
-        )
-    return heads, head_dim
-
-
-def _merge_and_split(theirs: dict[str, Tensor], block: str, layout: Layout, source: str) -> None:
-    """Gives one block the names k and v, values and gates in one map, and the biases of zero that it does not have there."""
-    if layout is IDEFICS2:
-        try:
-            parts = [theirs.pop(f"{block}mlp.{name}_proj.weight") for name in ("up", "gate")]
-        except KeyError as error:
-            raise ValueError(f"{source}: {error.args[0]} is missing") from error
-        if parts[0].shape != parts[1].shape:
-            raise ValueError(f"{source}: up_proj and gate_proj of {block}mlp have different shapes")
-        theirs[f"{block}mlp.up_and_gate_proj.weight"] = torch.cat(parts)
-        return
-    if layout is not IDEFICS:
-        if f"{block}0.to_kv.weight" not in theirs:
-            raise ValueError(f"{source}: {block}0.to_kv.weight is missing")
-        keys_and_values = theirs.pop(f"{block}0.to_kv.weight")
-        if keys_and_values.ndim != 2 or len(keys_and_values) % 2:
-            raise ValueError(f"{source}: {block}0.to_kv.weight has shape {list(keys_and_values.shape)}: not keys and values")
-        theirs[f"{block}0.to_k.weight"], theirs[f"{block}0.to_v.weight"] = keys_and_values.chunk(2)
-    for linear in (layout.block["feed_forward.linear_in"], layout.block["feed_forward.linear_out"]):
-        weight = theirs.get(f"{block}{linear}.weight")
-        if weight is not None and weight.ndim == 2:
-            theirs.setdefault(f"{block}{linear}.bias", weight.new_zeros(len(weight)))
+FILE = Format("resamplers", lambda source: bool(_found(source.names)), describe, configure, names)
+FOLDER = Format(
+    "transformers", lambda source: source.config.get("model_type") in MODEL_TYPES, describe, configure_folder, names
+)

@@ -1,27 +1,27 @@
 """transformers' Perceiver: a folder or hub repository with `config.json` and the weights of one of its seven heads.
 
-The model is that of transformers, with its exact GELU, its padding of convolutions and its decoders, not DeepMind's where they
-differ (see `perceivers.perceiver_io`). Its position features come with all coordinates first, then all sines, then all
-cosines; columns are put in our order.
+The model is that of transformers, with its exact GELU, its padding of convolutions and its decoders, not DeepMind's, which
+differs (see `perceivers.perceiver_io`). Position features have all coordinates first, then all sines, then all cosines; their
+columns are put in our order.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from perceivers._checks import a_bool, an_int, one_of
 from perceivers.checkpoints import processors
 from perceivers.checkpoints.feature_order import orders
-from perceivers.checkpoints.state_dict import counterpart, differences, in_their_order, translated, write_folder
-from perceivers.inputs import InputModule
+from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.source import Source
+from perceivers.checkpoints.state_dict import counterpart, differences, in_their_order, write_folder
 from perceivers.perceiver_io import PerceiverIO
-from perceivers.pretrained import CONFIG, without_storage
+from perceivers.pretrained import CONFIG
 
-# What a configuration that does not say so means.
+# What a configuration without the key means.
 DEFAULTS: dict[str, Any] = {
     "num_latents": 256,
     "d_latents": 1280,
@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "output_num_channels": 512,
     "_label_trainable_num_channels": 1024,
 }
-MOST_BLOCKS = 1024  # the published models have 1 and 8; no weights tell how often the blocks are used
+MOST_BLOCKS = 1024  # the published models have 1 and 8; no weights show how often the blocks are used
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # Ours: theirs, of one attention layer. Only cross-attentions have `inputs_norm`.
@@ -63,76 +63,55 @@ LAYER = {
     "feed_forward.linear_in": "mlp.dense1",
     "feed_forward.linear_out": "mlp.dense2",
 }
-QUERY = "perceiver.decoder.decoder.output_position_encodings.position_embeddings"
-CLASSES = {"outputs.query": QUERY, "outputs.head": "perceiver.decoder.decoder.final_layer"}
-TEXT = {
-    "inputs.embeddings": "perceiver.input_preprocessor.embeddings",
-    "inputs.positions.embeddings": "perceiver.input_preprocessor.position_embeddings.weight",
-}
+CROSS = "perceiver.encoder.cross_attention"
+EMBEDDINGS = "perceiver.input_preprocessor.embeddings"
+# The rows of the embedding are also the projection to logits; older versions store them twice.
+TIED = {"embedding_decoder.decoder.weight": f"{EMBEDDINGS}.weight"}
+CONVOLUTION = "convnet_1x1.weight"  # a linear layer here
 MODALITIES = ("audio", "image", "label")
 
 
-class Plan(NamedTuple):
-    """How one of their heads looks here.
+@dataclass(kw_only=True)
+class Folder(Description):
+    """A folder or repository.
 
     Attributes:
-        arguments: Of `PerceiverIO`.
-        table: For each of our names, or what it starts with, theirs.
-        orders: For what our names start with, their column for each of ours.
+        head: The name of its class.
+        settings: Its configuration, with defaults.
+        labels: The names of its classes.
+        config: Its configuration.
+        processor: Its `preprocessor_config.json`, or `None`.
     """
 
-    arguments: dict[str, Any]
-    table: dict[str, str]
-    orders: Mapping[str, Sequence[int]]
-
-    def name(self, ours: str) -> str | None:
-        """Their name for one of ours."""
-        return counterpart(self.table, ours)
-
-    @classmethod
-    def of(cls, head: str, settings: Mapping[str, Any], labels: int, source: str) -> "Plan":
-        """Makes the plan of a head with its settings.
-
-        Raises:
-            ValueError: If a setting is not supported.
-        """
-        arguments, rest, decoder, content = HEADS[head](settings, labels)
-        arguments = {**_common(settings, source), **arguments}
-        layers = {"encoder.cross_attentions.0": "perceiver.encoder.cross_attention"}
-        for n in range(settings["num_self_attends_per_block"]):
-            layers[f"encoder.latent_transformers.0.{n}"] = f"perceiver.encoder.self_attends.{n}"
-        layers["decoder"] = f"perceiver.{decoder}decoding_cross_attention"
-        table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
-        if settings["qk_channels"] is None:
-            make = partial(InputModule.create, arguments["inputs"])
-            arguments["cross_qk_channels"] = without_storage(make, len(table), source).num_channels
-        order = {} if content is None else orders(*content, as_queries=head == "PerceiverForOpticalFlow")
-        return cls(arguments, {"encoder.latents": "perceiver.embeddings.latents", **table, **rest}, order)
+    head: str
+    settings: dict[str, Any]
+    labels: list[str]
+    config: dict[str, Any]
+    processor: dict[str, Any] | None
 
 
-def load(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Makes the model that a configuration and weights of transformers describe.
-
-    Raises:
-        ValueError: If the head is none of the seven, a setting is not supported, or the weights do not fit.
-    """
+def describe(source: Source) -> Folder:
+    """Return the settings and weights of a folder."""
+    config = source.config
     heads = config.get("architectures")
     if not isinstance(heads, list) or len(heads) != 1 or not isinstance(heads[0], str) or heads[0] not in HEADS:
-        raise ValueError(f"{source}: architectures={heads!r} is none of {sorted(HEADS)}")
+        raise ValueError(f"architectures={heads!r} must be a list with one of {sorted(HEADS)}")
+    weights = source.weights()
     settings = {**DEFAULTS, **{key: value for key, value in config.items() if key in DEFAULTS}}
-    try:
-        _check(settings, len(weights))
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    plan = Plan.of(heads[0], settings, len(processors.labels_of(config, source)), source)
-    # The rows of the embedding are also the map to logits; older versions store them twice.
-    copies = {copy: original for copy, original in TIED.items() if copy in weights}
-    make = partial(PerceiverIO, **plan.arguments)
-    return translated(weights, make, plan.name, orders=plan.orders, copies=copies, source=source)
+    _check(settings, len(weights))
+    return Folder(
+        weights=weights,
+        detail=heads[0],
+        head=heads[0],
+        settings=settings,
+        labels=processors.labels_of(config),
+        config=config,
+        processor=source.json(processors.PROCESSOR),
+    )
 
 
 def _check(settings: Mapping[str, Any], tensors: int) -> None:
-    """Refuses settings of a wrong type, and numbers of layers that these weights cannot have, before anything is made."""
+    """Refuse settings of a wrong type, and numbers of layers that so many tensors cannot have."""
     for name, value in settings.items():
         default = DEFAULTS[name]
         if isinstance(default, list):
@@ -148,56 +127,105 @@ def _check(settings: Mapping[str, Any], tensors: int) -> None:
             an_int(name, value)
     for name, most in (("num_blocks", MOST_BLOCKS), ("num_self_attends_per_block", tensors)):
         if settings[name] > most:
-            raise ValueError(f"{name}={settings[name]} is more than {most}")
+            raise ValueError(f"{name}={settings[name]} must be at most {most}")
+
+
+def configure(folder: Folder) -> Configuration:
+    """Return our model for a head with its settings."""
+    (width,) = folder.shape(f"{CROSS}.attention.self.layernorm2.weight", 1)
+    return _configure(folder.head, folder.settings, len(folder.labels), width)
+
+
+def _configure(head: str, c: Mapping[str, Any], labels: int, width: int) -> Configuration:
+    """Return our model for settings, a number of classes, and the width of encoded inputs."""
+    if c["hidden_act"] not in ACTIVATIONS:  # one of ours, when saving
+        raise ValueError(f"hidden_act={c['hidden_act']!r} must be one of {sorted(ACTIVATIONS)}")
+    if c["self_attention_widening_factor"] != c["cross_attention_widening_factor"]:
+        raise ValueError("self_attention_widening_factor and cross_attention_widening_factor differ: not supported")
+    arguments = {
+        "num_latent_tokens": c["num_latents"],
+        "dim": c["d_latents"],
+        "heads": c["num_self_attention_heads"],
+        "cross_heads": c["num_cross_attention_heads"],
+        "layers_indice": [0] + [None] * (c["num_blocks"] - 1),
+        "latent_layers_indice": [0] * c["num_blocks"],
+        "num_latent_transformers_in_layers": [c["num_self_attends_per_block"]],
+        "qk_channels": c["qk_channels"],
+        "v_channels": c["v_channels"],
+        "ff_dim_scale": c["cross_attention_widening_factor"],
+        "query_residual": c["use_query_residual"],
+        "activation": ACTIVATIONS[c["hidden_act"]],
+    }
+    if c["qk_channels"] is None:
+        arguments["cross_qk_channels"] = width
+    return Configuration(PerceiverIO, {**arguments, **HEADS[head].arguments(c, labels)})
+
+
+def names(folder: Folder, configuration: Configuration) -> Names:
+    """Return their names of our tensors."""
+    found = _names(folder.head, configuration.arguments)
+    copies = {copy: original for copy, original in TIED.items() if copy in folder.weights}
+    return Names(found.table, found.orders, copies=copies)
+
+
+def _names(name: str, arguments: Mapping[str, Any]) -> Names:
+    head = HEADS[name]
+    layers = {"encoder.cross_attentions.0": CROSS, "decoder": f"perceiver.{head.decoder}decoding_cross_attention"}
+    for n in range(arguments["num_latent_transformers_in_layers"][0]):
+        layers[f"encoder.latent_transformers.0.{n}"] = f"perceiver.encoder.self_attends.{n}"
+    table = {f"{ours}.{part}": f"{theirs}.{LAYER[part]}" for ours, theirs in layers.items() for part in LAYER}
+    return Names({"encoder.latents": "perceiver.embeddings.latents", **table, **head.table}, orders(arguments))
 
 
 def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = None) -> None:
-    """Writes a model as a folder that the class of transformers named in its `config.json` loads, with the same outputs.
+    """Write a model as a folder that the class of transformers named in its `config.json` loads, with the same outputs.
 
     Args:
         model: A `PerceiverIO` with the inputs and outputs of one of the seven heads.
-        folder: The folder, made if missing; what is there is replaced file by file.
-        labels: Names of the classes; `None` for those that the model knows by its preprocessing, else their numbers.
+        folder: The folder, made if missing; files in it are replaced.
+        labels: Names of the classes. Defaults to those in the model's preprocessing, or to their numbers.
 
     Raises:
         ValueError: If transformers has no such model; the message names what it lacks.
     """
     config = model.config
-    kinds = (config["inputs"].get("kind"), config["outputs"].get("kind"))
-    if kinds not in KINDS:
-        raise ValueError(f"transformers has no Perceiver with inputs {kinds[0]} and outputs {kinds[1]}, only {sorted(KINDS)}")
-    head, settings = KINDS[kinds], _settings(config)
+    kinds = tuple(config.get(name, {}).get("kind") for name in ("inputs", "outputs"))
+    by_kinds = {head.kinds: name for name, head in HEADS.items()}
+    if kinds not in by_kinds:
+        what = f"{type(model).__name__} with inputs {kinds[0]} and outputs {kinds[1]}"
+        raise ValueError(f"transformers does not have a {what}, only {sorted(by_kinds)}")
+    head, settings = by_kinds[kinds], _settings(config)
     outputs = config["outputs"]
-    count = outputs["modalities"]["label"] if head == "PerceiverForMultimodalAutoencoding" else outputs
-    classes = count["num_channels"] if count["kind"] == "LearnedQueries" else 2
-    plan = Plan.of(head, settings, classes, type(model).__name__)
+    last = outputs["modalities"]["label"] if head == "PerceiverForMultimodalAutoencoding" else outputs
+    classes = last["num_channels"] if last["kind"] == "LearnedQueries" else 2
+    wanted = _configure(head, settings, classes, model.inputs.num_channels)
     with torch.device("meta"):
-        wanted = PerceiverIO(**plan.arguments).config
-    if differing := differences(config, wanted):
+        differing = list(differences(config, PerceiverIO(**wanted.arguments).config))
+    if differing:
         raise ValueError(f"transformers' {head} cannot express {'; '.join(differing)}")
     known = model.preprocessing or {}
     if labels is None and len(known.get("labels", ())) == classes:
         labels = known["labels"]
     if labels is not None and len(labels) != classes:
-        raise ValueError(f"labels has {len(labels)} names, but the model has {classes} classes: give one each")
-    names = [f"LABEL_{i}" for i in range(classes)] if labels is None else list(labels)
-    state = {}
-    for name, tensor in model.state_dict().items():
-        theirs = plan.name(name)
-        assert theirs is not None, f"{name} is in no table"
-        value = in_their_order(name, tensor.detach(), plan.orders)
-        if theirs.endswith(CONVOLUTION):
+        raise ValueError(f"labels has {len(labels)} names, but the model has {classes} classes: give one for each")
+    theirs, state = _names(head, wanted.arguments), {}
+    for ours, tensor in model.state_dict().items():
+        name = counterpart(theirs.table, ours)
+        assert name is not None, f"{ours} is in no table"
+        value = in_their_order(ours, tensor.detach(), theirs.orders)
+        if name.endswith(CONVOLUTION):
             value = value[..., None, None]
-        elif ".padding." in theirs or ".mask." in theirs:
+        elif ".padding." in name or ".mask." in name:
             value = value[None]
-        state[theirs] = value.contiguous()
+        state[name] = value.contiguous()
+    shown = [f"LABEL_{i}" for i in range(classes)] if labels is None else list(labels)
     written = {
         "architectures": [head],
         "model_type": "perceiver",
         **settings,
         "attention_probs_dropout_prob": config["attention_dropout"],
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
+        "id2label": {str(i): name for i, name in enumerate(shown)},
+        "label2id": {name: i for i, name in enumerate(shown)},
     }
     if known.get("task") in processors.TASKS.values():
         written["problem_type"] = next(theirs for theirs, ours in processors.TASKS.items() if ours == known["task"])
@@ -207,14 +235,9 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
     write_folder(folder, files, state)
 
 
-CONVOLUTION = "convnet_1x1.weight"  # a linear map here
-TIED = {"embedding_decoder.decoder.weight": "perceiver.input_preprocessor.embeddings.weight"}
-
-
 def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
-    """What their configuration says where it can express ours; whether it can is compared afterwards."""
+    """Return their configuration of ours, as far as it can express ours; the two are compared afterwards."""
     inputs, outputs = c["inputs"], c["outputs"]
-    activation = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}.get(c["activation"], c["activation"])
     settings = {
         **DEFAULTS,
         "num_latents": c["num_latent_tokens"],
@@ -223,7 +246,7 @@ def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
         "num_self_attends_per_block": c["num_latent_transformers_in_layers"][0],
         "num_self_attention_heads": c["heads"],
         "num_cross_attention_heads": c["cross_heads"],
-        "hidden_act": activation,
+        "hidden_act": "gelu_pytorch_tanh" if c["activation"] == "gelu_tanh" else c["activation"],
         "use_query_residual": c["query_residual"],
         "self_attention_widening_factor": c["ff_dim"] // c["dim"],
         "cross_attention_widening_factor": c["ff_dim"] // c["dim"],
@@ -239,13 +262,13 @@ def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
         case "FramePairs":
             settings["train_size"] = inputs["data_shape"][1:]
         case "Multimodal" if set(inputs["modalities"]) == set(outputs.get("modalities", ())) == set(MODALITIES):
-            sound, video = inputs["modalities"]["audio"], inputs["modalities"]["image"]
+            audio, video = inputs["modalities"]["audio"], inputs["modalities"]["image"]
             frames = video["data_shape"][1]
             settings |= {
                 "image_size": video["data_shape"][-1],
                 "num_frames": frames,
-                "audio_samples_per_frame": sound["num_samples"] // frames,
-                "samples_per_patch": sound["samples_per_patch"],
+                "audio_samples_per_frame": audio["num_samples"] // frames,
+                "samples_per_patch": audio["samples_per_patch"],
                 "output_shape": [1, *outputs["modalities"]["image"]["axes"]],
                 "output_num_channels": outputs["decoded_channels"],
                 "_label_trainable_num_channels": outputs["modalities"]["label"]["dim"],
@@ -253,39 +276,25 @@ def _settings(c: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _common(c: Mapping[str, Any], source: str) -> dict[str, Any]:
-    if c["hidden_act"] not in ACTIVATIONS:  # one of ours, on the way back
-        raise ValueError(f"{source}: hidden_act={c['hidden_act']!r} is none of {sorted(ACTIVATIONS)}")
-    if c["self_attention_widening_factor"] != c["cross_attention_widening_factor"]:
-        raise ValueError(f"{source}: self_attention_widening_factor and cross_attention_widening_factor differ: not supported")
-    blocks = c["num_blocks"]
-    return {
-        "num_latent_tokens": c["num_latents"],
-        "dim": c["d_latents"],
-        "heads": c["num_self_attention_heads"],
-        "cross_heads": c["num_cross_attention_heads"],
-        "layers_indice": [0] + [None] * (blocks - 1),
-        "latent_layers_indice": [0] * blocks,
-        "num_latent_transformers_in_layers": [c["num_self_attends_per_block"]],
-        "qk_channels": c["qk_channels"],
-        "v_channels": c["v_channels"],
-        "ff_dim_scale": c["cross_attention_widening_factor"],
-        "query_residual": c["use_query_residual"],
-        "activation": ACTIVATIONS[c["hidden_act"]],
-    }
+class Head(NamedTuple):
+    """One of the seven classes.
 
+    Attributes:
+        kinds: Our inputs and outputs.
+        arguments: Our arguments for its settings and number of classes.
+        table: For our names outside of attention layers, or what they start with, theirs.
+        decoder: What the names of its decoder start with.
+    """
 
-# Each head: our arguments, our names and theirs of what is not an attention layer, where its decoder lies, and the content
-# channels, axes and bands of its encoded inputs, where their columns are to be reordered.
-Head = tuple[dict[str, Any], dict[str, str], str, tuple[int, int, int] | None]
-DECODER = "decoder.decoder."
+    kinds: tuple[str, str]
+    arguments: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    table: dict[str, str]
+    decoder: str = "decoder.decoder."
 
 
 def _classes(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
-    return {
-        "outputs": {"kind": "LearnedQueries", "dim": c["d_latents"], "num_channels": labels},
-        "decoder_qk_channels": c["d_latents"],
-    }
+    outputs = {"kind": "LearnedQueries", "dim": c["d_latents"], "num_channels": labels}
+    return {"outputs": outputs, "decoder_qk_channels": c["d_latents"]}
 
 
 def _text(c: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,8 +302,8 @@ def _text(c: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "TokenIds", **sizes}
 
 
-def _masked_lm(c: Mapping[str, Any], labels: int) -> Head:
-    arguments = {
+def _masked_lm(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
+    return {
         "inputs": _text(c),
         "outputs": {**_text(c), "kind": "TokenLogits"},
         "decoder_heads": 8,
@@ -302,111 +311,122 @@ def _masked_lm(c: Mapping[str, Any], labels: int) -> Head:
         "decoder_v_channels": c["d_model"],
         "decoder_query_residual": False,
     }
-    query = "perceiver.decoder.output_position_encodings.position_embeddings"
-    return arguments, {**TEXT, "outputs.query": query, "outputs.bias": "embedding_decoder.bias"}, "decoder.", None
 
 
-def _sequence(c: Mapping[str, Any], labels: int) -> Head:
-    return {"inputs": _text(c), **_classes(c, labels)}, {**TEXT, **CLASSES}, DECODER, None
+def _sequence(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
+    return {"inputs": _text(c), **_classes(c, labels)}
 
 
-def _learned(c: Mapping[str, Any], labels: int) -> Head:
-    side = c["image_size"]
-    rest = {
-        "inputs.linear": "perceiver.input_preprocessor.convnet_1x1",
-        "inputs.positions.embeddings": "perceiver.input_preprocessor.position_embeddings.position_embeddings",
-        "inputs.position_linear": "perceiver.input_preprocessor.positions_projection",
-        **CLASSES,
-    }
-    return {"inputs": {"kind": "LearnedPixels", "data_shape": [3, side, side]}, **_classes(c, labels)}, rest, DECODER, None
+def _learned(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
+    return {"inputs": {"kind": "LearnedPixels", "data_shape": [3, c["image_size"], c["image_size"]]}, **_classes(c, labels)}
 
 
-def _fourier(c: Mapping[str, Any], labels: int) -> Head:
+def _fourier(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
     inputs = {"kind": "Pixels", "data_shape": [3, 224, 224], "num_bands": 64, "resolution": 224}
-    return {"inputs": inputs, **_classes(c, labels)}, CLASSES, DECODER, (3, 2, 64)
+    return {"inputs": inputs, **_classes(c, labels)}
 
 
-def _conv(c: Mapping[str, Any], labels: int) -> Head:
+def _conv(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
     inputs = {"kind": "ConvStem", "data_shape": [3, 224, 224], "padding": "symmetric", "num_bands": 64, "resolution": 56}
-    rest = {
-        "inputs.conv": "perceiver.input_preprocessor.convnet.conv",
-        "inputs.norm": "perceiver.input_preprocessor.convnet.batchnorm",
-        **CLASSES,
-    }
-    return {"inputs": inputs, **_classes(c, labels)}, rest, DECODER, (64, 2, 64)
+    return {"inputs": inputs, **_classes(c, labels)}
 
 
-def _flow(c: Mapping[str, Any], labels: int) -> Head:
-    arguments = {
+def _flow(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
+    return {
         "inputs": {"kind": "FramePairs", "data_shape": [3, *c["train_size"]], "embed_dim": 64, "num_bands": 64},
         "outputs": {"kind": "PerInput", "dim": 322, "num_channels": 2, "divisor": 100},
         "decoder_query_residual": False,
         "decoder_qk_channels": c["d_latents"],
     }
-    rest = {
-        "inputs.linear": "perceiver.input_preprocessor.conv_after_patches",
-        "outputs.head": "perceiver.decoder.decoder.final_layer",
-    }
-    return arguments, rest, DECODER, (64, 2, 64)
 
 
-def _multimodal(c: Mapping[str, Any], labels: int) -> Head:
+def _multimodal(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
     samples, patch = c["num_frames"] * c["audio_samples_per_frame"], c["samples_per_patch"]
-    side, width = c["image_size"], c["output_num_channels"]
-    sound = {"num_bands": 192, "resolution": samples}
+    side = c["image_size"]
+    audio = {"num_bands": 192, "resolution": samples}
     video = {"num_bands": 32, "resolution": [c["num_frames"], side, side], "feature_order": "kinds"}
-    decoded = {"decoded_channels": width}
+    decoded = {"decoded_channels": c["output_num_channels"]}
     sampled = {"sampled_positions": "left_aligned", **decoded}
     inputs = {
-        "audio": {"kind": "Waveform", "num_samples": samples, "samples_per_patch": patch, **sound},
+        "audio": {"kind": "Waveform", "num_samples": samples, "samples_per_patch": patch, **audio},
         "image": {"kind": "Patches", "data_shape": [3, c["num_frames"], side, side], "patch_size": [1, 4, 4], **video},
         "label": {"kind": "Labels", "num_classes": labels},
     }
     outputs = {
-        "audio": {"kind": "Grid", "axes": [samples // patch], "patch": [patch], "num_channels": 1, **sound, **sampled},
+        "audio": {"kind": "Grid", "axes": [samples // patch], "patch": [patch], "num_channels": 1, **audio, **sampled},
         "image": {"kind": "Grid", "axes": list(c["output_shape"][1:]), "num_channels": 3, **video, **sampled},
         "label": {"kind": "LearnedQueries", "dim": c["_label_trainable_num_channels"], "num_channels": labels, **decoded},
     }
-    arguments = {
-        "inputs": {
-            "kind": "Multimodal",
-            "modalities": inputs,
-            "min_padding_size": 4,
-            "mask_probs": {"audio": 0.0, "image": 0.0, "label": 1.0},
-        },
+    masked = {"audio": 0.0, "image": 0.0, "label": 1.0}
+    return {
+        "inputs": {"kind": "Multimodal", "modalities": inputs, "min_padding_size": 4, "mask_probs": masked},
         "outputs": {"kind": "Multimodal", "modalities": outputs, "min_padding_size": 2, **decoded},
         "decoder_query_residual": False,
         "decoder_qk_channels": c["d_latents"],
     }
-    rest = {
-        **{f"inputs.padding.{m}": f"perceiver.input_preprocessor.padding.{m}" for m in MODALITIES},
-        **{f"inputs.mask_tokens.{m}": f"perceiver.input_preprocessor.mask.{m}" for m in MODALITIES},
-        **{f"outputs.padding.{m}": f"perceiver.decoder.padding.{m}" for m in MODALITIES},
-        **{f"outputs.modalities.{m}.head": f"perceiver.output_postprocessor.modalities.{m}.classifier" for m in MODALITIES},
-        "outputs.modalities.label.query": "perceiver.decoder.modalities.label.decoder.output_position_encodings"
-        ".position_embeddings",
-        "outputs.projection": "perceiver.decoder.decoder.final_layer",
-    }
-    return arguments, rest, DECODER, None
 
 
+POSITIONS = "output_position_encodings.position_embeddings"
+FINAL = "perceiver.decoder.decoder.final_layer"
+CLASSES = {"outputs.query": f"perceiver.decoder.decoder.{POSITIONS}", "outputs.head": FINAL}
+TEXT = {
+    "inputs.embeddings": EMBEDDINGS,
+    "inputs.positions.embeddings": "perceiver.input_preprocessor.position_embeddings.weight",
+}
 HEADS = {
-    "PerceiverForMaskedLM": _masked_lm,
-    "PerceiverForSequenceClassification": _sequence,
-    "PerceiverForImageClassificationLearned": _learned,
-    "PerceiverForImageClassificationFourier": _fourier,
-    "PerceiverForImageClassificationConvProcessing": _conv,
-    "PerceiverForOpticalFlow": _flow,
-    "PerceiverForMultimodalAutoencoding": _multimodal,
+    "PerceiverForMaskedLM": Head(
+        ("TokenIds", "TokenLogits"),
+        _masked_lm,
+        {**TEXT, "outputs.query": f"perceiver.decoder.{POSITIONS}", "outputs.bias": "embedding_decoder.bias"},
+        "decoder.",
+    ),
+    "PerceiverForSequenceClassification": Head(("TokenIds", "LearnedQueries"), _sequence, {**TEXT, **CLASSES}),
+    "PerceiverForImageClassificationLearned": Head(
+        ("LearnedPixels", "LearnedQueries"),
+        _learned,
+        {
+            "inputs.linear": "perceiver.input_preprocessor.convnet_1x1",
+            "inputs.positions.embeddings": "perceiver.input_preprocessor.position_embeddings.position_embeddings",
+            "inputs.position_linear": "perceiver.input_preprocessor.positions_projection",
+            **CLASSES,
+        },
+    ),
+    "PerceiverForImageClassificationFourier": Head(("Pixels", "LearnedQueries"), _fourier, CLASSES),
+    "PerceiverForImageClassificationConvProcessing": Head(
+        ("ConvStem", "LearnedQueries"),
+        _conv,
+        {
+            "inputs.conv": "perceiver.input_preprocessor.convnet.conv",
+            "inputs.norm": "perceiver.input_preprocessor.convnet.batchnorm",
+            **CLASSES,
+        },
+    ),
+    "PerceiverForOpticalFlow": Head(
+        ("FramePairs", "PerInput"),
+        _flow,
+        {"inputs.linear": "perceiver.input_preprocessor.conv_after_patches", "outputs.head": FINAL},
+    ),
+    "PerceiverForMultimodalAutoencoding": Head(
+        ("Multimodal", "Multimodal"),
+        _multimodal,
+        {
+            **{f"inputs.padding.{m}": f"perceiver.input_preprocessor.padding.{m}" for m in MODALITIES},
+            **{f"inputs.mask_tokens.{m}": f"perceiver.input_preprocessor.mask.{m}" for m in MODALITIES},
+            **{f"outputs.padding.{m}": f"perceiver.decoder.padding.{m}" for m in MODALITIES},
+            **{
+                f"outputs.modalities.{m}.head": f"perceiver.output_postprocessor.modalities.{m}.classifier" for m in MODALITIES
+            },
+            "outputs.modalities.label.query": f"perceiver.decoder.modalities.label.decoder.{POSITIONS}",
+            "outputs.projection": FINAL,
+        },
+    ),
 }
 
-# The kinds of our inputs and outputs that each head has.
-KINDS = {
-    ("TokenIds", "TokenLogits"): "PerceiverForMaskedLM",
-    ("TokenIds", "LearnedQueries"): "PerceiverForSequenceClassification",
-    ("LearnedPixels", "LearnedQueries"): "PerceiverForImageClassificationLearned",
-    ("Pixels", "LearnedQueries"): "PerceiverForImageClassificationFourier",
-    ("ConvStem", "LearnedQueries"): "PerceiverForImageClassificationConvProcessing",
-    ("FramePairs", "PerInput"): "PerceiverForOpticalFlow",
-    ("Multimodal", "Multimodal"): "PerceiverForMultimodalAutoencoding",
-}
+FORMAT = Format(
+    "transformers",
+    recognises=lambda source: source.config.get("model_type") == "perceiver",
+    describe=describe,
+    configure=configure,
+    names=names,
+    preprocessing=lambda folder, source: processors.read(folder.config, folder.labels, folder.processor, source),
+)

@@ -1,1 +1,1 @@
-"""Readers of pickled files that run nothing from them."""
+"""Readers of files of tensors that run nothing from them."""

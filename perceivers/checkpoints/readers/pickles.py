@@ -1,209 +1,274 @@
-"""Pickles of arrays, as JAX and Haiku projects save parameters, read without running anything.
+"""A restricted reader of pickles: tensors, arrays, containers, text and numbers; nothing is imported or run.
 
-A pickle is a program for a small machine. This is such a machine, for what parameters are made of: dicts with strings as
-keys, lists, tuples, strings, numbers and arrays of numbers. Names that a file asks for are looked up in a table; none is
-imported. Time and memory are bounded by the size of the file: there is a limit of operations, bytes are only asked for where
-the file has them, and neither arrays nor strings can be made of the same bytes again and again.
+A pickle is a program for a small stack machine. `Machine` knows the operations that parameters need. The names of classes and
+functions in a file stay names, and calls are looked up in one table, `CALLS`. A tensor of `torch.save` becomes a `View`, which
+states where its numbers lie; the caller reads them, so that they are only as many as the file stores.
+
+Time and memory are bounded: by the number of operations, by the bytes that the file has, and because no operation can copy
+the same bytes again and again.
 """
 
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
-# A published file has some twenty thousand operations and five hundred arrays, with names of up to 90 characters, in dicts
-# that lie three deep.
-MOST_OPERATIONS, MOST_ARRAYS, LONGEST_NAME, DEEPEST = 200_000, 10_000, 250, 8
-DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
-
-
-def read_pickle(path: str | Path) -> dict[str, Tensor]:
-    """Reads a pickle of arrays in dicts.
-
-    Containers are dicts, `collections.OrderedDict`, and Haiku's own of every version; arrays are NumPy's or JAX's, of numbers.
-
-    Args:
-        path: The file, of protocol 2 to 5.
-
-    Returns:
-        Each array under its name: the keys that lead to it, joined by "/".
-
-    Raises:
-        ValueError: If the file is damaged, or holds anything else; the message names what.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            tree = _Machine(file, size).run()
-        return _tensors(tree, size)
-    except Exception as error:  # of many kinds, by what is damaged
-        reason = str(error) if isinstance(error, _RefusedError) else f"{type(error).__name__}: {error}"[:200]
-        raise ValueError(
-            f"{path} is no pickle of arrays, or damaged: {reason}. Copy or download it again if you trust who made it"
-        ) from error
+# A published file of Haiku has 20,000 operations, a file of 10,000 tensors by torch.save half a million.
+MOST_OPERATIONS = 1_000_000
+LONGEST_NAME, MOST_AXES = 250, 32
+ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+STORAGE_TYPES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16}
+STORAGE_TYPES |= {"BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8}
+STORAGE_TYPES |= {
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+}
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """Something that is never read."""
 
 
-class _Dtype:
-    """`numpy.dtype(kind)`, whose byte order comes later."""
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function that a pickle names; it is not imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module[:80]}.{self.name[:80]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of numbers in a file of `torch.save`."""
+
+    key: str
+    dtype: torch.dtype
+    length: int
+
+
+@dataclass(frozen=True, slots=True)  # not a tuple, which settings in a file may be
+class View:
+    """A tensor: where its numbers lie in a storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Record:
+    """An object of some class: what it was made with, and its attributes. The class is never looked for."""
+
+    arguments: tuple[Any, ...]
+    attributes: dict[Any, Any] = field(default_factory=dict)
+
+
+class Dtype:
+    """`numpy.dtype(kind)`; its byte order follows as a state."""
 
     def __init__(self, kind: Any, align: Any = False, copy: Any = True) -> None:
-        if kind not in DTYPES:
-            raise _RefusedError(f"it has an array of dtype {_shown(kind)}, not of numbers")
+        if kind not in ARRAY_TYPES:
+            raise RefusedError(f"it has an array of dtype {shown(kind)}, not of numbers")
         self.value = np.dtype(kind)
 
     def build(self, state: Any) -> None:
+        """Set the byte order."""
         if state[1] not in ("<", ">", "|", "=") or any(part not in (None, -1, 0) for part in state[2:]):
-            raise _RefusedError("it has an array of a dtype with fields")
+            raise RefusedError("it has an array of a dtype with fields")
         self.value = self.value.newbyteorder(state[1])
 
 
-class _Array:
-    """An array, whose bytes come later."""
+class Array:
+    """An array of NumPy or JAX; its values may follow as a state."""
 
     value: np.ndarray | None = None
 
     def build(self, state: Any) -> None:
+        """Set the values, as `numpy.ndarray.__setstate__` does."""
         _, shape, dtype, fortran, raw = state
         self.fill(raw, dtype, shape, "F" if fortran else "C")
 
-    def fill(self, raw: Any, dtype: Any, shape: Any, order: Any) -> None:
-        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes) or order not in ("C", "F"):
-            raise _RefusedError("it has an array whose values are no bytes")
-        if not isinstance(shape, tuple) or len(shape) > 32 or any(type(n) is not int or n < 0 for n in shape):
-            raise _RefusedError(f"it has an array of shape {_shown(shape)}")
+    def fill(self, raw: Any, dtype: Any, shape: Any, order: Any) -> "Array":
+        """Set the values to bytes of the file, which are not copied."""
+        if not isinstance(dtype, Dtype) or not isinstance(raw, bytes) or order not in ("C", "F"):
+            raise RefusedError("it has an array whose values are not bytes")
+        if not isinstance(shape, tuple) or len(shape) > MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
+            raise RefusedError(f"it has an array of shape {shown(shape)}")
         if prod(shape) * dtype.value.itemsize != len(raw):
-            raise _RefusedError(f"it has an array of shape {_shown(shape)}, but {len(raw):,} bytes for it")
+            raise RefusedError(f"it has an array of shape {shown(shape)}, but {len(raw):,} bytes for it")
         self.value = np.frombuffer(raw, dtype.value).reshape(shape, order=order)
+        return self
 
 
-def _empty_array(kind: Any, shape: Any, code: Any) -> _Array:
-    """`numpy._core.multiarray._reconstruct(numpy.ndarray, (0,), b"b")`: an array of nothing, to be built."""
-    if kind is not NDARRAY:
-        raise _RefusedError("it has an array of another class")
-    return _Array()
+def shown(value: Any) -> str:
+    """Return a value as it is shown in a message: short, whatever it holds."""
+    if isinstance(value, str):
+        return value[:80]
+    if isinstance(value, Name):
+        return str(value)
+    if isinstance(value, tuple) and len(value) <= MOST_AXES and all(type(n) is int and abs(n) < 2**64 for n in value):
+        return str(value)
+    return f"a {type(value).__name__}"
 
 
-def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    array = _Array()
-    array.fill(raw, dtype, shape, order)
-    return array
+def size(value: Any) -> int:
+    """Return `value` if it is an int of at least 0."""
+    if type(value) is not int or value < 0:
+        raise RefusedError("it has a size that is not a whole number")
+    return value
 
 
-def _scalar(dtype: Any, raw: Any) -> _Array:
-    return _from_buffer(raw, dtype, (), "C")
+def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
+    if type(storage) is not Storage or len(shape) != len(strides) or len(shape) > MOST_AXES:
+        raise RefusedError("it has a tensor of an unknown form")
+    return View(storage, size(offset), tuple(map(size, shape)), tuple(map(size, strides)))
 
 
-def _jax_array(empty: Any, arguments: Any, state: Any, aval: Any) -> _Array:
-    if empty is not _empty_array:
-        raise _RefusedError("it has a JAX array of another class")
+def _shape(lengths: Any) -> tuple[Any, ...]:
+    if type(lengths) is not tuple:
+        raise RefusedError(f"it makes a torch.Size of {shown(lengths)}")
+    return lengths
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> Array:
+    if kind != Name("numpy", "ndarray"):
+        raise RefusedError("it has an array of another class")
+    return Array()
+
+
+def _jax_array(empty: Any, arguments: Any, state: Any, aval: Any) -> Array:
+    if CALLS.get(str(empty)) is not _empty_array:
+        raise RefusedError("it has a JAX array of another class")
     array = _empty_array(*arguments)
     array.build(state)
     return array
 
 
-def _mapping(*items: Any) -> dict[str, Any]:
-    if len(items) > 1 or not all(isinstance(item, dict) for item in items):
-        raise _RefusedError("it has a mapping that is not made of a dict")
+def _mapping(*items: Any) -> dict[Any, Any]:
+    if len(items) > 1 or not all(type(item) is dict for item in items):
+        raise RefusedError("it has a mapping that is not made of a dict")
     return items[0] if items else {}
 
 
 def _encode(text: Any, coding: Any) -> bytes:
-    """How protocol 2 writes bytes: as text."""
-    if not isinstance(text, str) or coding != "latin1":
-        raise _RefusedError("it asks for _codecs.encode of anything but text to latin1")
+    if type(text) is not str or coding != "latin1":
+        raise RefusedError("it calls _codecs.encode for anything but text to latin1")
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    """How protocol 2 writes no bytes."""
-    return b""
-
-
-NDARRAY = "numpy.ndarray"
-# All that a file can ask for.
-TABLE: dict[str, Callable[..., Any] | str] = {
-    "numpy.ndarray": NDARRAY,
-    "numpy.dtype": _Dtype,
-    "_codecs.encode": _encode,
-    "__builtin__.bytes": _no_bytes,
+# All that a file can call. Protocol 2 writes bytes as calls: of _codecs.encode, or of bytes if there are none.
+CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
+    "collections.defaultdict": lambda *_: {},
+    "torch._utils._rebuild_tensor": _view,
+    "torch._utils._rebuild_tensor_v2": _view,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch.Size": _shape,
+    "numpy.dtype": Dtype,
+    "_codecs.encode": _encode,
+    "__builtin__.bytes": lambda: b"",
     "jax._src.array._reconstruct_array": _jax_array,
     **{f"haiku._src.data_structures.{name}": _mapping for name in ("FlatMapping", "FlatMap", "frozendict")},
     **{f"numpy.{core}.multiarray._reconstruct": _empty_array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": lambda dtype, raw: Array().fill(raw, dtype, (), "C") for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": lambda *values: Array().fill(*values) for core in ("core", "_core")},
+    **{
+        name: lambda *values: Record(values) for name in ("torch.device", "builtins.set", "builtins.complex", "builtins.slice")
+    },
 }
+RECORDED_PACKAGE = "perceiver."  # krasserm's perceiver-io, whose checkpoints hold settings as objects
+WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"  # the call of a function, for a tensor that has attributes
+
 MARK = object()
-TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
+TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.MARK: MARK}
 NUMBERS = {pickle.BININT: "<i", pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
-# Of what stands behind an operation, the form of its length.
+# The form of the length that follows an operation.
 TEXTS = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
+TEXTS |= {pickle.SHORT_BINSTRING: "<B", pickle.BINSTRING: "<I"}  # of Python 2
 BYTES = {pickle.SHORT_BINBYTES: "<B", pickle.BINBYTES: "<I", pickle.BINBYTES8: "<Q", pickle.BYTEARRAY8: "<Q"}
 MEMO_SET = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 MEMO_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 
 
-class _Machine:
-    """Runs one pickle."""
+class Machine:
+    """A machine that runs the pickles of one stream, one after another.
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    Attributes:
+        steps: Operations so far.
+        storages: The storages that tensors lie in, by key.
+    """
+
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        """Initialise a machine that reads at most `length` bytes of a file."""
         self.file = file
-        self.left = size  # bytes that were not read
-        self.encodable = size  # bytes that may still be made of text
+        self.left = length  # bytes that were not read
+        self.encodable = length  # bytes that may still be made of text
+        self.steps = 0
+        self.storages: dict[str, Storage] = {}
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        for _ in range(MOST_OPERATIONS):
-            code = self.read(1)
-            if code == pickle.STOP:
-                if len(self.stack) != 1 or self.left:
-                    raise _RefusedError("it does not end where it should")
-                return self.stack[0]
+        """Return what the next pickle of the stream holds.
+
+        Raises:
+            Exception: Of many kinds, if it is damaged or asks for anything else; `RefusedError` gives the reason.
+        """
+        self.stack, self.memo = [], {}
+        while (code := self.read(1)) != pickle.STOP:
+            self.steps += 1
+            if self.steps > MOST_OPERATIONS:
+                raise RefusedError(f"it has more than {MOST_OPERATIONS:,} operations")
             self.step(code)
-        raise _RefusedError(f"it has more than {MOST_OPERATIONS:,} operations")
+        if len(self.stack) != 1:
+            raise RefusedError("it does not end correctly")
+        return self.stack.pop()
 
     def read(self, count: int) -> bytes:
+        """Return so many bytes of the file, which must have them."""
         self.left -= count
-        if self.left < 0:
-            raise _RefusedError("it ends in the middle")
-        return self.file.read(count)
+        if self.left < 0 or count < 0 or len(raw := self.file.read(count)) != count:
+            raise RefusedError("it ends in the middle")
+        return raw
 
     def number(self, form: str) -> Any:
+        """Return a number of a form of `struct`."""
         return struct.unpack(form, self.read(struct.calcsize(form)))[0]
 
     def line(self) -> str:
+        """Return the rest of a line."""
         line = self.file.readline(LONGEST_NAME)
         self.left -= len(line)
         return line.decode("ascii").removesuffix("\n")
 
     def items(self) -> list[Any]:
-        """What was pushed since the last mark."""
+        """Pop what was pushed since the last mark."""
         items = []
         while (value := self.stack.pop()) is not MARK:
             items.append(value)
         return items[::-1]
 
-    def top(self, kind: type) -> Any:
-        if not isinstance(self.stack[-1], kind):
-            raise _RefusedError(f"it has a {type(self.stack[-1]).__name__} where a {kind.__name__} must be")
-        return self.stack[-1]
-
     def step(self, code: bytes) -> None:
+        """Run the operations that only push values."""
         stack = self.stack
-        if code in CONSTANTS:
+        if code in MEMO_SET:
+            self.memo[self.number(MEMO_SET[code])] = stack[-1]
+        elif code in MEMO_GET:
+            stack.append(self.memo[self.number(MEMO_GET[code])])
+        elif code in CONSTANTS:
             stack.append(CONSTANTS[code])
         elif code in NUMBERS:
             stack.append(self.number(NUMBERS[code]))
@@ -211,10 +276,6 @@ class _Machine:
             stack.append(self.read(self.number(TEXTS[code])).decode("utf-8"))
         elif code in BYTES:
             stack.append(self.read(self.number(BYTES[code])))
-        elif code in MEMO_SET:
-            self.memo[self.number(MEMO_SET[code])] = stack[-1]
-        elif code in MEMO_GET:
-            stack.append(self.memo[self.number(MEMO_GET[code])])
         elif code in TUPLES:
             items = [stack.pop() for _ in range(TUPLES[code])]
             stack.append(tuple(items[::-1]))
@@ -222,111 +283,90 @@ class _Machine:
             self.structure(code)
 
     def structure(self, code: bytes) -> None:
+        """Run the other operations."""
         stack = self.stack
         match code:
             case pickle.PROTO:
                 if (protocol := self.read(1)[0]) not in range(2, 6):
-                    raise _RefusedError(f"it has protocol {protocol}, only 2 to 5 are read")
+                    raise RefusedError(f"it has protocol {protocol}, only 2 to 5 are read")
             case pickle.FRAME:
                 self.number("<Q")  # how much is best read at once
             case pickle.LONG1:
                 stack.append(pickle.decode_long(self.read(self.read(1)[0])))
-            case pickle.MARK:
-                stack.append(MARK)
-            case pickle.EMPTY_TUPLE:
-                stack.append(())
             case pickle.TUPLE:
                 stack.append(tuple(self.items()))
             case pickle.EMPTY_LIST:
                 stack.append([])
             case pickle.APPEND:
-                value = stack.pop()
-                self.top(list).append(value)
+                self.extend([stack.pop()])
             case pickle.APPENDS:
-                items = self.items()
-                self.top(list).extend(items)
+                self.extend(self.items())
             case pickle.EMPTY_DICT:
                 stack.append({})
             case pickle.SETITEM:
-                value, key = stack.pop(), stack.pop()
-                self.assign([key, value])
+                self.assign([stack.pop(-2), stack.pop()])
             case pickle.SETITEMS:
                 self.assign(self.items())
             case pickle.MEMOIZE:
                 self.memo[len(self.memo)] = stack[-1]
             case pickle.GLOBAL:
-                stack.append(self.named(self.line(), self.line()))
+                stack.append(self.name(self.line(), self.line()))
             case pickle.STACK_GLOBAL:
-                name, module = stack.pop(), stack.pop()
-                stack.append(self.named(module, name))
-            case pickle.REDUCE:
-                arguments = stack.pop()
-                stack.append(self.call(stack.pop(), arguments))
+                stack.append(self.name(stack.pop(-2), stack.pop()))
+            case pickle.BINPERSID:
+                stack.append(self.storage(*stack.pop()))
+            case pickle.REDUCE | pickle.NEWOBJ:
+                stack.append(self.call(stack.pop(-2), stack.pop()))
             case pickle.BUILD:
                 state, built = stack.pop(), stack[-1]
-                if not isinstance(built, _Dtype | _Array):
-                    raise _RefusedError(f"it has a {type(built).__name__} with a state")
-                built.build(state)
+                if isinstance(built, Dtype | Array):
+                    built.build(state)
+                elif isinstance(built, Record) and type(state) is dict:
+                    built.attributes = state  # those of others are left out, such as the versions that a state_dict has
             case _:
-                raise _RefusedError(f"it has the operation {code!r}, which arrays do not need")
+                raise RefusedError(f"it has the operation {code!r}, which parameters do not need")
+
+    def extend(self, items: list[Any]) -> None:
+        """Append to the list on top of the stack."""
+        if type(self.stack[-1]) is not list:
+            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a list")
+        self.stack[-1].extend(items)
 
     def assign(self, items: list[Any]) -> None:
-        into = self.top(dict)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str) or len(key) > LONGEST_NAME:
-                raise _RefusedError(f"it has the key {_shown(key)}, which is no name")
-            into[key] = value
+        """Set entries of the dict on top of the stack."""
+        if type(self.stack[-1]) is not dict:
+            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a dict")
+        # The hash of a tuple in a tuple, a million deep, ends the process.
+        if not all(isinstance(key, str | int | float | None) for key in items[::2]):
+            raise RefusedError("it has a dict with keys that are neither text nor numbers")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    def named(self, module: Any, name: Any) -> Any:
-        if not isinstance(module, str) or not isinstance(name, str) or f"{module}.{name}" not in TABLE:
-            raise _RefusedError(f"it asks for {_shown(module)}.{_shown(name)}, which arrays do not need")
-        return TABLE[f"{module}.{name}"]
+    def name(self, module: Any, name: Any) -> Name:
+        """Return a name, which is not looked up."""
+        if type(module) is not str or type(name) is not str:
+            raise RefusedError(f"it names {shown(module)}.{shown(name)}")
+        return Name(module, name)
+
+    def storage(self, kind: Any, cls: Any, key: Any, device: Any, length: Any, views: Any = None) -> Storage:
+        """Return the storage of a persistent id of `torch.save`."""
+        if kind != "storage" or type(cls) is not Name or cls.module != "torch" or type(key) is not str or views is not None:
+            raise RefusedError(f"it has a storage {shown(key)} of an unknown form")
+        storage = Storage(key, STORAGE_TYPES[cls.name], size(length))
+        if self.storages.setdefault(key, storage) != storage:
+            raise RefusedError(f"it has a storage {shown(key)} of two types or sizes")
+        return storage
 
     def call(self, function: Any, arguments: Any) -> Any:
-        if not callable(function) or not isinstance(arguments, tuple):
-            raise _RefusedError(f"it calls {_shown(function)}")
-        if function is _encode and isinstance(arguments[0], str):  # alone in making more bytes of what was read
+        """Return the result of a call that the table allows."""
+        while function == Name(*WITH_ATTRIBUTES.rsplit(".", 1)) and type(arguments) is tuple:
+            function, _, arguments, *_ = arguments
+        made = CALLS.get(str(function)) if type(function) is Name else None
+        if type(function) is Name and function.module.startswith(RECORDED_PACKAGE):
+            made = CALLS["torch.device"]
+        if made is None or type(arguments) is not tuple:
+            raise RefusedError(f"it calls {shown(function)}, which parameters do not need")
+        if made is _encode and arguments and type(arguments[0]) is str:  # the only call that makes more bytes of what was read
             self.encodable -= len(arguments[0])
             if self.encodable < 0:
-                raise _RefusedError("it was made to fill memory")
-        return function(*arguments)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: short, whatever it holds."""
-    if isinstance(value, str):
-        return value[:80]
-    if isinstance(value, tuple) and len(value) <= 32 and all(type(n) is int and abs(n) < 2**64 for n in value):
-        return str(value)
-    return f"a {type(value).__name__}"
-
-
-def _tensors(tree: Any, size: int) -> dict[str, Tensor]:
-    """Names all arrays, and copies them out of the file's bytes."""
-    found: dict[str, Tensor] = {}
-    steps, left = MOST_ARRAYS, size
-
-    def walk(name: str, value: Any, depth: int) -> None:
-        nonlocal steps, left
-        steps -= 1
-        if isinstance(value, _Array) and value.value is not None:
-            left -= value.value.nbytes
-        if min(steps, left) < 0:
-            raise _RefusedError("it was made to fill memory")
-        if isinstance(value, dict):
-            if depth == DEEPEST:
-                raise _RefusedError(f"it has dicts in dicts, more than {DEEPEST} deep")
-            for key, inner in value.items():
-                walk(f"{name}/{key}" if name else key, inner, depth + 1)
-        elif not isinstance(value, _Array) or value.value is None:
-            raise _RefusedError(f"it has a {type(value).__name__} as {name[:80]!r}, not an array")
-        elif name in found or len(name) > LONGEST_NAME:
-            raise _RefusedError(f"it has two arrays of one name, or one too long: {name[:80]!r}")
-        else:
-            array = value.value
-            found[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
-
-    if not isinstance(tree, dict):
-        raise _RefusedError(f"it holds a {type(tree).__name__}, not a dict of arrays")
-    walk("", tree, 0)
-    return found
+                raise RefusedError("it was made to fill memory")
+        return made(*arguments)

@@ -6,6 +6,7 @@ import torch
 from perceivers import from_pretrained
 from perceivers.__main__ import main
 from perceivers.checkpoints.formats import resamplers
+from perceivers.checkpoints.source import Source
 
 
 def flamingo(prefix="", depth=2):
@@ -38,7 +39,11 @@ BAD = {
     ),
     "no number": (flamingo() | {"layers.x.0.to_kv.weight": torch.zeros(30, 12)}, {}, r"numbered \['0', '1', 'x'\]"),
     "other shape": (flamingo() | {"norm.weight": torch.zeros(13)}, {}, r"norm\.weight has shape \[13\], not \[12\]"),
-    "vector for latents": (flamingo() | {"latents": torch.zeros(12)}, {}, "latents is missing, or is no matrix"),
+    "vector for latents": (
+        flamingo() | {"latents": torch.zeros(12)},
+        {},
+        r"latents has shape \[12\], but 2 or 3 or 4 axes are needed",
+    ),
     "odd keys": (flamingo() | {"layers.0.0.to_kv.weight": torch.zeros(29, 12)}, {}, r"shape \[29, 12\]: not keys and values"),
     "integers": (flamingo() | {"latents": torch.zeros(4, 12, dtype=torch.int64)}, {}, "latents is torch.int64"),
     "two kinds of embeddings": (
@@ -47,10 +52,10 @@ BAD = {
         "media_pos_emb and frame_embs, but Resampler adds one kind of embeddings",
     ),
     "two resamplers": (flamingo("a.") | flamingo("b."), {}, r"2 resamplers, under \['a\.', 'b\.'\]"),
-    "usual heads": (flamingo(), {"heads": None}, "15 wide, which heads=0 of head_dim=64 do not make: give heads"),
-    "other heads": (flamingo(), {"heads": 4}, "15 wide, which heads=4 of head_dim=3 do not make"),
+    "usual heads": (flamingo(), {"heads": None}, "15 wide, which is not heads=0 x head_dim=64: give the heads"),
+    "other heads": (flamingo(), {"heads": 4}, "15 wide, which is not heads=4 x head_dim=3"),
     "no heads": (flamingo(), {"heads": 0}, "heads=0 must be a whole number"),
-    "both": (flamingo(), {"heads": 5, "head_dim": 5}, "heads=5 of head_dim=5 do not make"),
+    "both": (flamingo(), {"heads": 5, "head_dim": 5}, "which is not heads=5 x head_dim=5"),
     "no head_dim": (flamingo(), {"head_dim": 0}, "head_dim=0 must be a whole number"),
 }
 
@@ -72,8 +77,8 @@ def test_arguments(tmp_path):
 
 
 def test_names_that_only_end_alike():
-    assert resamplers.recognises(flamingo())
-    assert not resamplers.recognises({"other" + name: value for name, value in flamingo().items()})
+    assert resamplers.FILE.recognises(Source.of(flamingo()))
+    assert not resamplers.FILE.recognises(Source.of({"other" + name: value for name, value in flamingo().items()}))
 
 
 def test_convert(tmp_path, capsys):
@@ -82,4 +87,4 @@ def test_convert(tmp_path, capsys):
     assert "Resampler of " in capsys.readouterr().out
     assert from_pretrained(tmp_path / "ours").config["head_dim"] == 5
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to=transformers"]) == 2
-    assert "is a Resampler, which transformers does not have" in capsys.readouterr().err
+    assert "transformers does not have a Resampler" in capsys.readouterr().err

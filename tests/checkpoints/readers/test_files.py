@@ -1,5 +1,6 @@
-"""Files of torch.save, read without PyTorch's reader: the same tensors."""
+"""Files of tensors, recognised by what is in them; those of torch.save without PyTorch's reader: the same tensors."""
 
+import pickle
 import sys
 import threading
 import types
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from perceivers.checkpoints.readers.torch_files import Record, contents
-from perceivers.checkpoints.state_dict import read_weights
+from perceivers.checkpoints.readers.files import plain, read
 from perceivers.pretrained import without_storage
 
 
@@ -38,7 +39,7 @@ def assert_same(got, wanted):
 def test_every_type(save):
     types = ("float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool").split()
     state = {name: (5 * torch.randn(3, 4)).to(getattr(torch, name)) for name in types}
-    assert_same(read_weights(save(state)), state)
+    assert_same(read(save(state)).weights, state)
 
 
 def test_views_and_shared_tensors(save):
@@ -51,7 +52,7 @@ def test_views_and_shared_tensors(save):
         "scalar": base[0, 0],
         "axes": base[None],
     }
-    got = read_weights(save(state))
+    got = read(save(state)).weights
     assert_same(got, state)
     assert got["again"] is got["whole"]
 
@@ -67,14 +68,14 @@ def test_state_dicts_and_what_training_loops_write(save):
         "settings": {"lr": 0.1, "names": ["a", None, True], "dtype": torch.float32, "size": torch.Size([2, 3])},
     }
     for written in (state, dict(model.named_parameters()), {"state_dict": state, **rest}):
-        assert_same(read_weights(save(written)), written.get("state_dict", written))
-    assert_same(read_weights(save({"model": state, "optimizer": optimiser.state_dict(), **rest})), state)
+        assert_same(read(save(written)).weights, written.get("state_dict", written))
+    assert_same(read(save({"model": state, "optimizer": optimiser.state_dict(), **rest})).weights, state)
 
 
 def test_parameters_with_attributes(save):
     parameter, tensor = nn.Parameter(torch.randn(3)), torch.randn(4)
     parameter.mine, tensor.mine = "a", [1]
-    assert_same(read_weights(save({"a": parameter, "b": tensor})), {"a": parameter, "b": tensor})
+    assert_same(read(save({"a": parameter, "b": tensor})).weights, {"a": parameter, "b": tensor})
 
 
 def test_settings_beside_the_weights(tmp_path, monkeypatch):
@@ -94,12 +95,35 @@ def test_settings_beside_the_weights(tmp_path, monkeypatch):
     torch.save({"state_dict": state, "hyper_parameters": {"config": Config(), **more}}, path)
     monkeypatch.delitem(sys.modules, "perceiver.model")
     monkeypatch.delitem(sys.modules, "perceiver")
-    assert_same(read_weights(path), state)
-    found = contents(path)["hyper_parameters"]
-    assert isinstance(found["config"], Record)
-    assert vars(found["config"]) == {"arguments": (), "heads": 4, "inner": [1, 2]}
-    assert found["device"].arguments == ("cuda", 1)
-    assert found["some"] == {"x": [1]}
+    assert_same(read(path).weights, state)
+    found = plain(read(path).settings)
+    assert found == {"config": {"heads": 4, "inner": [1, 2]}, "device": {}, "some": {"x": [1]}}
+
+
+def test_settings_made_to_fill_memory():
+    nested, settings = {"x": 1}, {}
+    for _ in range(60):
+        nested = {"a": nested, "b": nested}
+    settings["self"] = settings
+    for value in (nested, settings):
+        with pytest.raises(ValueError, match="hyper_parameters are damaged"):
+            plain(value)
+    assert plain([1]) == plain(None) == {}
+    assert plain({"a": (1, torch.zeros(2)), 3: True}) == {"a": [1, None], "3": True}
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".pt", ".pystate", ".txt"])
+@pytest.mark.parametrize("form", ["safetensors", "torch", "torch before 1.6", "pickle"])
+def test_the_form_is_recognised_by_content(form, suffix, tmp_path):
+    path, state = tmp_path / f"model{suffix}", {"a/b": torch.randn(3, 4), "c": torch.randn(5)}
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "pickle":
+        path.write_bytes(pickle.dumps({"a": {"b": state["a/b"].numpy()}, "c": state["c"].numpy()}))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "torch")
+    assert_same(read(path).weights, state)
+    assert_same(read(path, lambda name: name == "c").weights, {"c": state["c"]})
 
 
 def test_what_is_not_read(save, tmp_path):
@@ -115,14 +139,14 @@ def test_what_is_not_read(save, tmp_path):
         (nn.Linear(2, 2), "damaged"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_weights(save(state))
+            read(save(state))
     file = tmp_path / "other.pt"
     torch.save({"a": torch.zeros(2)}, tmp_path / "model.pt")
     with zipfile.ZipFile(tmp_path / "model.pt") as old, zipfile.ZipFile(file, "w") as new:
         for entry in old.namelist():
             new.writestr(entry, "big" if entry.endswith("byteorder") else old.read(entry))
-    with pytest.raises(ValueError, match="not in the order of bytes of this machine, little"):
-        read_weights(file)
+    with pytest.raises(ValueError, match="not in the byte order of this machine, little"):
+        read(file)
 
 
 def test_flipped_numbers_are_found(tmp_path):
@@ -132,7 +156,7 @@ def test_flipped_numbers_are_found(tmp_path):
     place = whole.index(torch.arange(100.0).numpy().tobytes()) + 200
     (tmp_path / "model.pt").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     with pytest.raises(ValueError, match="Bad CRC-32"):
-        read_weights(tmp_path / "model.pt")
+        read(tmp_path / "model.pt")
 
 
 def test_models_that_a_file_is_too_small_for():
