@@ -64,7 +64,9 @@ def compute() -> dict[str, str]:
 
     def keep(name: str, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            digests[name] = hashlib.sha256(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+            digests[name] = hashlib.sha256(
+                value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            ).hexdigest()
         elif isinstance(value, dict):
             for key, part in value.items():
                 keep(f"{name}.{key}", part)
@@ -82,7 +84,9 @@ def compute() -> dict[str, str]:
         keep(f"{name}: output", out)
         parts = list(out.values()) if isinstance(out, dict) else [out]
         parameters = dict(model.named_parameters())
-        grads = torch.autograd.grad(sum(p.square().sum() for p in parts), list(parameters.values()), allow_unused=True)
+        grads = torch.autograd.grad(
+            torch.stack([p.square().sum() for p in parts]).sum(), list(parameters.values()), allow_unused=True
+        )
         for key, grad in zip(parameters, grads, strict=True):
             keep(f"{name}: gradient of {key}", grad)
 
