@@ -23,8 +23,7 @@ from torch import Tensor
 
 from benchmarks.harness import MODES, Subject, differences, keep, parser, row, times
 from benchmarks.processes import Process
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
-from perceivers.ops.cross_attention.call import Call
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, Call, Norm, cross_attention
 from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures
@@ -131,7 +130,8 @@ class Work:
         leaves = list(self.theirs.parameters())
         subjects, left_out = {}, {}
         for name, implementation in IMPLEMENTATIONS.items():
-            if reason := implementation.why_not(Call(**self.arguments())):
+            arguments = self.arguments()
+            if reason := implementation.refusal(Call.of(arguments.pop("q_BHNK"), **arguments)):
                 left_out[name] = reason
             else:
                 subjects[name] = Subject(partial(self.ours, name), leaves)

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import Perceiver, PerceiverBlock
 from perceivers.layers import CrossAttentionBlock, LatentTransformer
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 SMALL = {
     "data_shape": [3, 6, 5],

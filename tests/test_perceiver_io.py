@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import PerceiverIO, create_model, inputs, outputs
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 PIXELS = {"kind": "Pixels", "data_shape": [2, 4, 6], "num_bands": 2}
 CLASS = {"kind": "LearnedQueries", "dim": 8, "num_channels": 3}

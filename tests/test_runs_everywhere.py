@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch.export import Dim
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import Perceiver
-from perceivers.ops.cross_attention import CHOICES
 
 SMALL = {
     "data_shape": [3, 12, 10],
@@ -24,7 +23,7 @@ SMALL = {
     "num_classes": 5,
 }
 
-implementations = pytest.mark.parametrize("implementation", CHOICES)
+implementations = pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
 
 
 @pytest.fixture(autouse=True)

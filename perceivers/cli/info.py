@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from perceivers import __version__
-from perceivers.kernels import loader
+from perceivers.kernels import IMPLEMENTATIONS, loader
 
-IMPLEMENTATIONS = ("reference", "dense", "absorbed", "separable")  # those of perceivers.ops.cross_attention
 LARGEST = 2**26  # numbers in a sample that is tried
 
 

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers import PerceiverIO
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 DIM, CLASSES, VOCABULARY = 12, 3, 9
 draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731

@@ -13,11 +13,10 @@ import pytest
 import torch
 from inputs.cases import CASES, B, multimodal, multimodal_data
 
-from accuracy import assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Located, Multimodal
 from perceivers.layers import CrossAttention
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

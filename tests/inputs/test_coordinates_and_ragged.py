@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from accuracy import draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers.inputs import (
     Events,
     FramePairs,
@@ -17,7 +17,6 @@ from perceivers.inputs import (
     pad_ragged,
 )
 from perceivers.layers import CrossAttention
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 from perceivers.position import crop_coordinates
 
 everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -8,12 +8,11 @@ import pytest
 import torch
 from inputs.cases import B, multimodal, multimodal_data
 
-from accuracy import draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Labels, Located, Multimodal, Pixels, TimeSeries
 from perceivers.inputs.multimodal import replace_by
 from perceivers.layers import CrossAttention
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
 
 NAMES = ["audio", "image", "label"]
 

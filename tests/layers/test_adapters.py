@@ -192,7 +192,10 @@ def test_two_adapters(peer, implementation):
 @pytest.mark.peer("peft")
 def test_adapters_of_other_kinds_are_called(peer):
     """LoHa, IA3 and the like have no known weight here: they are honoured by the implementations that call modules."""
-    for config in (peer.LoHaConfig(r=2, target_modules=TARGETS), peer.IA3Config(target_modules=TARGETS, feedforward_modules=[])):
+    for config in (
+        peer.LoHaConfig(r=2, target_modules=TARGETS),
+        peer.IA3Config(target_modules=TARGETS, feedforward_modules=[]),
+    ):
         plain, x = made("Perceiver")
         before = plain(x).detach()
         model = peer.get_peft_model(plain, config).double()

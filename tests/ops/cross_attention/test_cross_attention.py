@@ -274,7 +274,9 @@ def test_shared(implementation):
     arguments = case.arguments(case.leaves) | {"implementation": implementation}
     shared = Shared()
     first = cross_attention(**arguments, shared=shared)
-    made = {name: value for name, value in vars(shared).items() if not (value is None or isinstance(value, dict) and not value)}
+    made = {
+        name: value for name, value in vars(shared).items() if not (value is None or (isinstance(value, dict) and not value))
+    }
     assert sorted(made) == SHARED[implementation]
     arguments["q_BHNK"] = arguments["q_BHNK"].flip(2) * 2
     second = cross_attention(**arguments, shared=shared)
