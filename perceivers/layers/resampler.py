@@ -287,7 +287,7 @@ class Resampler(Pretrained):
             name: "auto", or one of `perceivers.ops.cross_attention.IMPLEMENTATIONS`, which runs or raises.
 
         Raises:
-            ValueError: If the name is unknown, or is not "auto" while `qk_norm` is on.
+            ValueError: If the name is unknown.
         """
         for block in self.blocks:
             cast(ResamplerBlock, block).attention.set_attention_implementation(name)

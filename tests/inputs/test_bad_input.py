@@ -133,7 +133,7 @@ def ids(*shape):
 
 CALLS = [
     ("picture", z(3, 5, 7), None, "x has shape [3, 5, 7], 3 axes, but 4 are needed: [B, 3, 5, 7]"),
-    ("picture", z(B, 1, 5, 7), None, "x has shape [2, 1, 5, 7], 1 channels, but data_shape says 3 (axis 1)"),
+    ("picture", z(B, 1, 5, 7), None, "x has shape [2, 1, 5, 7], 1 channels, but data_shape has 3 (axis 1)"),
     ("picture", z(B, 3, 5, 0), None, "with an empty axis"),
     ("picture", z(B, 3, 5, 7, dtype=torch.uint8), None, "x is torch.uint8, not floating point: convert and scale it"),
     ("picture", z(B, 3, 5, 7).numpy(), None, "x is a ndarray, not a tensor"),

@@ -159,10 +159,15 @@ def test_implementations_agree(implementation, changes):
 
 def test_implementations_are_obeyed_or_refused():
     resampler = build(qk_norm=True)
-    resampler.set_attention_implementation("auto")
-    message = "attention_implementation='absorbed' cannot do this: qk_norm normalises keys after their projection; use 'auto'"
+    x = array(2, 11, 10)
+    wanted = resampler(x)
+    for name in ("dense", "reference"):
+        resampler.set_attention_implementation(name)
+        torch.testing.assert_close(resampler(x), wanted)
+    resampler.set_attention_implementation("absorbed")
+    message = "implementation='absorbed' cannot do this: qk_norm normalises keys after their projection; use 'auto'"
     with pytest.raises(ValueError, match=re.escape(message)):
-        resampler.set_attention_implementation("absorbed")
+        resampler(x)
     dropping = build(attention_dropout=0.5).train()
     dropping(array(2, 11, 10))
     dropping.set_attention_implementation("absorbed")
