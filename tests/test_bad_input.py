@@ -146,7 +146,7 @@ def test_set_attention_implementation():
         (torch.zeros(2, 5, 6, 1), None, "inputs has shape [2, 5, 6, 1], 4 axes, but 3 are needed: [B, M, cross_kv_dim]"),
         (torch.zeros(2, 5, 7), None, "inputs have 7 channels, but kv_dim=6"),
         (torch.zeros(2, 0, 6), None, "no inputs"),
-        (torch.zeros(3, 5, 6), None, "inputs have a batch of 3, latents one of 2"),
+        (torch.zeros(3, 5, 6), None, "inputs have a batch size of 3, latents one of 2"),
         (torch.zeros(2, 5, 6).long(), None, "inputs is torch.int64, not floating point"),
         (torch.zeros(2, 5, 6), torch.ones(2, 6, dtype=torch.bool), "mask has shape [2, 6], but [2, 5] is needed"),
     ],
