@@ -1,4 +1,4 @@
-"""The optional C kernel; everything else is in pyproject.toml. Where it does not compile, the install goes on without it."""
+"""The optional C kernel; everything else is in pyproject.toml. If it does not compile, the package is installed without it."""
 
 from setuptools import Extension, setup
 
@@ -7,7 +7,7 @@ setup(
         Extension(
             "perceivers.kernels._separable",
             ["perceivers/kernels/separable.c"],
-            # No -ffast-math: infinities and NaN mean something here. Contraction lets a * b + c be one operation.
+            # No -ffast-math: infinities and NaN are used here. Contraction makes a * b + c one operation.
             extra_compile_args=["-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi"],
             extra_link_args=["-pthread", "-lm"],
             optional=True,

@@ -52,7 +52,7 @@ CONSTRUCTOR = [
     ({"frequency_base": 0}, "frequency_base=0 must be a finite number greater than 0"),
     ({"frequency_base": math.inf}, "frequency_base=inf must be"),
     ({"pre_norm": 1}, "pre_norm=1 must be True or False"),
-    ({"bias": None}, "bias=None must be True or False, or 'out' for"),
+    ({"bias": None}, "bias=None must be True or False, or 'out' for the output projection alone"),
     ({"final_norm": "yes"}, "final_norm='yes' must be True or False"),
     ({"ff_dim": 0}, "ff_dim=0 must be"),
     ({"ff_dim_scale": 0.3}, "ff_dim_scale=0.3 times dim=8 must be a whole number: give ff_dim instead"),
@@ -93,7 +93,7 @@ def test_numbers_of_numpy_are_numbers():
 GOOD_X = torch.zeros(2, 1, 4, 4)
 CALLS = [
     (GOOD_X[0], None, "x has shape [1, 4, 4], 3 axes, but 4 are needed: [B, 1, 4, 4]"),
-    (torch.zeros(2, 3, 4, 4), None, "x has shape [2, 3, 4, 4], 3 channels, but data_shape says 1 (axis 1)"),
+    (torch.zeros(2, 3, 4, 4), None, "x has shape [2, 3, 4, 4], 3 channels, but data_shape has 1 (axis 1)"),
     (torch.zeros(2, 1, 4, 0), None, "with an empty axis"),
     (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, "x is torch.uint8, not floating point: convert and scale it"),
     (torch.zeros(2, 1, 4, 4, dtype=torch.bool), None, "x is torch.bool, not floating point"),
@@ -146,7 +146,7 @@ def test_set_attention_implementation():
         (torch.zeros(2, 5, 6, 1), None, "inputs has shape [2, 5, 6, 1], 4 axes, but 3 are needed: [B, M, cross_kv_dim]"),
         (torch.zeros(2, 5, 7), None, "inputs have 7 channels, but kv_dim=6"),
         (torch.zeros(2, 0, 6), None, "no inputs"),
-        (torch.zeros(3, 5, 6), None, "inputs have a batch"),
+        (torch.zeros(3, 5, 6), None, "inputs have a batch size of 3, latents one of 2"),
         (torch.zeros(2, 5, 6).long(), None, "inputs is torch.int64, not floating point"),
         (torch.zeros(2, 5, 6), torch.ones(2, 6, dtype=torch.bool), "mask has shape [2, 6], but [2, 5] is needed"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceivers.ops.cross_attention import IMPLEMENTATIONS
+from accuracy import IMPLEMENTATIONS
 
 pytest.importorskip("benchmarks", reason="needs the checkout")  # a wheel's tests are collected without it
 from benchmarks.cases import COMPARISONS, QUICK, write

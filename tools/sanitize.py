@@ -1,6 +1,6 @@
-"""Runs the tests of the C kernel under AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`).
+"""Run the tests of the C kernel under AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`).
 
-Builds the kernel with both into a temporary folder, where a copy of the package runs its tests with the sanitizers'
+Builds the kernel with both in a temporary folder, where a copy of the package runs its tests with the sanitizers'
 libraries loaded first; any report ends the run. Needs gcc with its sanitizers.
 """
 
@@ -18,7 +18,7 @@ KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi
 
 
 def main() -> None:
-    """Builds, then tests."""
+    """Build, then test."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name in ("perceivers", "tests", "pyproject.toml"):
@@ -43,7 +43,7 @@ def main() -> None:
             "PERCEIVERS_REQUIRE": "kernel",
         }
         tests = ["tests/ops/cross_attention/test_kernel.py", "tests/ops/cross_attention/test_separable.py"]
-        # A child forked while another thread is inside AddressSanitizer's allocator waits for it for ever.
+        # A child forked while another thread is inside AddressSanitizer's allocator waits for it forever.
         selected = ["-m", "not slow", "--deselect", f"{tests[0]}::test_calls_after_fork"]
         command = [sys.executable, "-m", "pytest", "-q", *selected, "-p", "no:cacheprovider", *tests, *sys.argv[1:]]
         sys.exit(subprocess.run(command, cwd=copy, env=environment).returncode)

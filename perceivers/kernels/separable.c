@@ -3,7 +3,7 @@
    Plain C and threads: no header of Python or PyTorch. Inputs come strip by strip, a strip being inputs that differ in the
    last axis only, FOLD vectors of them at most. With the names of separable.py and of `Tile` in tiles.py:
 
-       raw = sum_a T_a[i_a] + q . u                    S = raw rho (-inf where masked and behind the end of a row)
+       raw = sum_a T_a[i_a] + q . u                    S = raw rho (-inf where masked and past the end of a row)
        forward:          A = exp(S - max),             sums over inputs of A, A rho, A rho u
        backward:         graw = sum_a dR_a[i_a] + dU . u,   A = exp(S - lse),   dS = A (graw rho + offset),
                          sums over inputs of dS rho, dS rho u
@@ -43,7 +43,7 @@ typedef struct {
     int64_t content_strides[2 + MAX_AXES];
     int64_t content_type;              /* SAME as REAL, or BFLOAT16, FLOAT16 */
     const void *p, *content, *rho;     /* [B, Q, S]: T_1, ..., T_A, q; [B, U, *axes]; [B, M] */
-    const uint8_t *mask;               /* [B, M], 1 where an input may be attended, or NULL */
+    const uint8_t *mask;               /* [B, M], 1 where an input may be attended to, or NULL */
     const void *lse, *offset, *grad;   /* backward: [B, Q], [B, Q], [B, Q, S] */
     void *out, *out_lse;               /* [B, Q, S]; forward: [B, Q] */
     void *out_content, *out_rho;       /* backward_inputs: [B, U, M], [B, M] */
@@ -73,8 +73,8 @@ static void *work(void *argument) {
 
 static void member(void *queue) { work(queue); }
 
-/* Threads live for one call, so that a fork in between finds none. Where no more can be started, fewer do the work. A team
-   that already waits, PyTorch's own, is quicker: its threads spin, and new ones would have to share their cores. */
+/* Threads live for one call, so a fork in between finds none. If no more can be started, fewer do the work. A team
+   that already waits, PyTorch's own, is faster: its threads spin, and new ones would have to share their cores. */
 static int run(const Call *call, Task task, int64_t size, int64_t step) {
     Queue queue = {.call = call, .task = task, .size = size, .step = step};
     const int64_t tasks = call->samples * ((size + step - 1) / step);
@@ -160,7 +160,7 @@ static int run(const Call *call, Task task, int64_t size, int64_t step) {
 #define X86 0
 #endif
 
-/* SSE2, NEON, or whatever there is: 16 bytes. */
+/* SSE2, NEON, or another 16-byte vector unit. */
 #define BLOCK 2
 #define PAIR 1
 #define BYTES 16
@@ -184,7 +184,7 @@ int perceivers_instruction_sets(void) {
 #endif
 }
 
-/* `what` is FORWARD, BACKWARD or BACKWARD_INPUTS. Returns 0, or 1 where memory ran out. */
+/* `what` is FORWARD, BACKWARD or BACKWARD_INPUTS. Returns 0, or 1 if memory ran out. */
 int perceivers_separable(const Call *call, int what, int is_double, int instruction_set) {
 #define TASKS(isa)                                                                               \
     {                                                                                            \
@@ -201,13 +201,13 @@ int perceivers_separable(const Call *call, int what, int is_double, int instruct
     const int64_t last = call->lengths[call->axes - 1], rows = call->inputs / last;
     const Task task = tasks[instruction_set][what][is_double];
     if (what == BACKWARD_INPUTS) return run(call, task, rows, ROWS);
-    /* More queries a task read the inputs less often; fewer, where there are many threads, keep all of them busy. */
+    /* More queries a task read the inputs less often; fewer, if there are many threads, keep all of them busy. */
     int64_t step = QUERIES;
     while (step > 4 && call->samples * ((call->queries + step - 1) / step) < 4 * call->threads) step /= 2;
     return run(call, task, call->queries, step);
 }
 
-/* 2^x, for tests: all of a float's values can be tried. */
+/* 2^x, for tests: every float can be tried. */
 void perceivers_power(const float *x, float *y, int64_t count, int instruction_set) {
 #if X86
     if (instruction_set == 2) powers_avx512_float(x, y, count);
@@ -233,7 +233,7 @@ typedef __typeof__((V){0} > (V){0}) NAME(Lanes); /* integers as wide as REAL */
 
 INLINE V NAME(splat)(REAL x) { return x - (V){0}; }
 
-/* The larger, lane by lane; b where a or b is NaN. */
+/* The larger, lane by lane; b if a or b is NaN. */
 INLINE V NAME(larger)(V a, V b) {
 #if SCALE
     return IS_DOUBLE ? (V)_mm512_max_pd((__m512d)a, (__m512d)b) : (V)_mm512_max_ps((__m512)a, (__m512)b);
@@ -309,7 +309,7 @@ static void __attribute__((unused)) NAME(powers)(const REAL *x, REAL *y, int64_t
     }
 }
 
-/* What a task holds: a strip of inputs, its queries' numbers, and results. */
+/* What a task holds: a strip of inputs, values of its queries, and results. */
 typedef struct {
     int64_t count, vectors, plain;   /* of the strip: inputs, vectors, vectors with nothing masked */
     const REAL *u[MAX_CONTENT], *rho; /* of the strip: as given, or copies padded to whole vectors */

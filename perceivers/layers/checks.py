@@ -1,4 +1,4 @@
-"""What modules that read an array inside other people's models do with it first.
+"""Checks of arrays that are passed to modules inside other models.
 
 Letters: B batch, M inputs, C channels of an input.
 """
@@ -10,9 +10,9 @@ from perceivers.ops.tokens import check_array, check_dtype, check_mask
 
 
 def checked_inputs(inputs_BMC: Tensor, mask_BM: Tensor | None, channels: int, dtype: torch.dtype) -> Tensor:
-    """Checks an array and its mask against a module, and clears what lies under False.
+    """Check an array and its mask against a module, and replace masked inputs by zero.
 
-    Cleared here, before any norm: a norm of NaN would carry it into gradients, also where its result is not used.
+    They are replaced before any norm: the norm of a NaN would carry it into gradients, even if its result is not used.
 
     Returns:
         The inputs, `[B, M, C]`, in the dtype of the module's parameters.
@@ -23,9 +23,11 @@ def checked_inputs(inputs_BMC: Tensor, mask_BM: Tensor | None, channels: int, dt
     check_array("inputs", inputs_BMC, 3, f"[B, M, {channels}]")
     shape = list(inputs_BMC.shape)
     if shape[2] != channels:
-        raise ValueError(f"inputs has shape {shape}, {shape[2]} channels, but the module reads {channels}: [B, M, {channels}]")
+        raise ValueError(
+            f"inputs has shape {shape}, {shape[2]} channels, but the module was built for {channels}: [B, M, {channels}]"
+        )
     if shape[1] == 0:
-        raise ValueError(f"inputs has shape {shape}, no inputs: give at least one, and mask it where it is not meant")
+        raise ValueError(f"inputs has shape {shape}, no inputs: give at least one, and mask it if it is not meant")
     check_dtype("inputs", inputs_BMC, dtype, "module")
     check_mask(mask_BM, shape[:2], "[B, M]")
     if mask_BM is not None:

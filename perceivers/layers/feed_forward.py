@@ -1,4 +1,4 @@
-"""The two-layer perceptron behind every attention."""
+"""The two-layer MLP after every attention."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,10 +14,10 @@ class FeedForward(nn.Module):
 
     Args:
         dim: Width of input and output.
-        hidden_dim: Width between the linear maps.
-        activation: "gelu" (exact), "gelu_tanh" (the approximation DeepMind's code uses), "geglu" (the first linear map
+        hidden_dim: Width between the linear layers.
+        activation: "gelu" (exact), "gelu_tanh" (the approximation DeepMind's code uses), "geglu" (the first linear layer
             makes values and gates, value * gelu(gate); Shazeer 2020) or "relu".
-        dropout: Probability of dropping a number after the activation and after the second linear map.
+        dropout: Probability of dropping an element after the activation and after the second linear layer.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -27,12 +27,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.dropout = a_probability("dropout", dropout)
-        dim, hidden_dim = an_int("dim", dim), an_int("hidden_dim", hidden_dim)
-        self.linear_in = Linear(dim, hidden_dim * (2 if activation == "geglu" else 1))
+        self.dim, self.hidden_dim = an_int("dim", dim), an_int("hidden_dim", hidden_dim)
+        self._branches = 2 if activation == "geglu" else 1
+        self.linear_in = Linear(dim, hidden_dim * self._branches)
         self.linear_out = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[..., dim]` to `[..., dim]`."""
+        """Apply the MLP to `[..., dim]`."""
         x = self.linear_in(x)
         if self.activation == "geglu":
             values, gates = x.chunk(2, dim=-1)
@@ -45,5 +46,5 @@ class FeedForward(nn.Module):
         return F.dropout(self.linear_out(x), self.dropout, self.training)
 
     def flops(self, num_tokens: int) -> int:
-        """Multiplications and additions of the matrix products for `num_tokens` vectors."""
-        return 2 * num_tokens * (self.linear_in.weight.numel() + self.linear_out.weight.numel())
+        """Return the FLOPs of the matrix products for `num_tokens` tokens."""
+        return 2 * num_tokens * self.dim * self.hidden_dim * (self._branches + 1)

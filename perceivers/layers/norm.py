@@ -36,14 +36,15 @@ def known_norm(name: str, norm: nn.Module | None) -> Norm | str | None:
     """
     if norm is None:
         return None
-    forward = type(norm).forward
     if (reason := why_touched(name, norm)) is not None:
         return reason
-    if forward is nn.LayerNorm.forward and norm.weight is not None and norm.weight.ndim == 1:
-        return Norm(norm.weight, norm.bias, norm.eps)  # pyright: ignore[reportArgumentType]
-    if forward in (nn.RMSNorm.forward, RMSNorm.forward) and norm.weight is not None and norm.weight.ndim == 1:
-        eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
-        return Norm(norm.weight, None, eps, centred=False)  # pyright: ignore[reportArgumentType]
+    forward, weight = type(norm).forward, norm.weight if isinstance(norm, nn.LayerNorm | nn.RMSNorm) else None
+    if weight is not None and weight.ndim == 1:
+        if isinstance(norm, nn.LayerNorm) and forward is nn.LayerNorm.forward:
+            return Norm(weight, norm.bias, norm.eps)
+        if isinstance(norm, nn.RMSNorm) and forward in (nn.RMSNorm.forward, RMSNorm.forward):
+            eps = torch.finfo(weight.dtype).eps if norm.eps is None else norm.eps
+            return Norm(weight, None, eps, centred=False)
     return f"{name} is {a_kind(norm)}"
 
 

@@ -286,7 +286,7 @@ class Resampler(Pretrained):
                 compute a call.
 
         Raises:
-            ValueError: If the name is unknown, or refused because of `qk_norm`.
+            ValueError: If the name is unknown.
         """
         for block in self.blocks:
             cast(ResamplerBlock, block).attention.set_attention_implementation(name)

@@ -1,4 +1,4 @@
-"""The gated perceptron of Llama-like models, Idefics2's resampler among them."""
+"""The gated MLP of Llama-like models and of Idefics2's resampler."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,8 +12,8 @@ class SwiGLU(nn.Module):
 
     Args:
         dim: Width of input and output.
-        hidden_dim: Width between the linear maps.
-        dropout: Probability of dropping a number after the gate and after the second linear map.
+        hidden_dim: Width between the linear layers.
+        dropout: Probability of dropping an element after the gate and after the second linear layer.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -27,7 +27,7 @@ class SwiGLU(nn.Module):
         self.linear_out = Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[..., dim]` to `[..., dim]`."""
+        """Apply the MLP to `[..., dim]`."""
         values, gates = self.linear_in(x).chunk(2, dim=-1)
         x = F.dropout(values * F.silu(gates), self.dropout, self.training)
         return F.dropout(self.linear_out(x), self.dropout, self.training)

@@ -78,8 +78,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
         x_RC = x.flatten(0, -2)
-        operands = (None if operand is None else operand.detach() for operand in (x_RC, weight, bias))
-        out_RD: Any = _Product.apply(_Gradients.apply(x_RC, weight, bias), *operands)
+        out_RD: Any = _Product.apply(_Gradients.apply(x_RC, weight, bias), x_RC, weight, bias)
         return out_RD.view(*x.shape[:-1], len(weight))  # outside: a view that a function returns cannot be changed in place
     return _product(x, weight, bias)
 
@@ -179,7 +178,7 @@ class _Gradients(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """Computes the product and passes its gradient on to `zero`, the result of `_Gradients`."""
+    """Computes the product and passes its gradient to `zero`, the result of `_Gradients`, which makes those of the others."""
 
     @staticmethod
     def forward(ctx: Any, zero: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

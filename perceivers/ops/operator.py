@@ -1,7 +1,7 @@
-"""Operators of our own, registered with PyTorch: whole for its compiler and export, with formulas for gradients.
+"""Custom operators, registered with PyTorch: opaque to its compiler and export, with formulas for gradients.
 
-As `torch.library.custom_op`, whose first call imports PyTorch's compiler (a second, 200 MB) also where nobody compiles, and
-which looks at the storage of every argument and result at each call.
+Like `torch.library.custom_op`, whose first call imports PyTorch's compiler (a second, 200 MB) even if nothing is compiled, and
+which inspects the storage of every argument and result at each call.
 """
 
 import sys
@@ -16,19 +16,21 @@ _LIBRARY = torch.library.Library("perceivers", "FRAGMENT")
 def operator(
     fake: Callable[..., Any], backward: Callable[..., Any] | None = None, setup: Callable[..., None] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a function of tensors the operator `perceivers::` with its name; no result may be an argument, or a view of one.
+    """Return a decorator that registers a function of tensors as the operator `perceivers::` with its name.
+
+    No result may be an argument, or a view of one.
 
     Args:
-        fake: What it returns, without numbers, given the same arguments without numbers.
-        backward: Of `(ctx, *grads)`, see `torch.library.register_autograd`; `None` where its gradients have no gradients.
-        setup: Of `(ctx, inputs, output)`, which saves what `backward` needs.
+        fake: Maps fake tensors to fake results, see `torch.library.register_fake`.
+        backward: A function of `(ctx, *grads)`, see `torch.library.register_autograd`; `None` if it has no gradients.
+        setup: A function of `(ctx, inputs, output)` that saves what `backward` needs.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
         schema = torch.library.infer_schema(function, mutates_args=())
         _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, _out_of_sight(function), "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, _without_tracing(function), "CompositeExplicitAutograd")
         torch.library.register_fake(f"perceivers::{name}", fake, lib=_LIBRARY)
         torch.library.register_autograd(
             f"perceivers::{name}", backward or _no_gradients(name), setup_context=setup, lib=_LIBRARY
@@ -38,8 +40,8 @@ def operator(
     return register
 
 
-def _out_of_sight(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `torch.compiler.disable`, which imports the compiler, but only once somebody else has."""
+def _without_tracing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `torch.compiler.disable(function)`, but only once the compiler is imported, which `disable` would import."""
 
     def run(*arguments: Any) -> Any:
         nonlocal hidden
@@ -53,6 +55,6 @@ def _out_of_sight(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _no_gradients(name: str) -> Callable[..., Any]:
     def backward(*_: Any) -> Any:
-        raise RuntimeError(f"perceivers::{name} has no gradients: those of gradients are not written out")
+        raise RuntimeError(f"perceivers::{name} has no gradients: second derivatives are not implemented")
 
     return backward

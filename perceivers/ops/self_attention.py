@@ -1,4 +1,4 @@
-"""Self-attention of the latents: small enough for the framework's own kernel.
+"""Self-attention of the latents, by PyTorch's own kernel.
 
 Letters: B batch, H heads, N latents, K width of queries and keys, V width of values.
 """
@@ -8,5 +8,5 @@ from torch.nn import functional as F
 
 
 def self_attention(q_BHNK: Tensor, k_BHNK: Tensor, v_BHNV: Tensor, *, scale: float, dropout_p: float = 0.0) -> Tensor:
-    """Returns softmax(scale q k^T) v, `[B, H, N, V]`, with dropout on the probabilities."""
+    """Return softmax(scale q k^T) v, `[B, H, N, V]`, with dropout on the probabilities."""
     return F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNV, dropout_p=dropout_p, scale=scale)

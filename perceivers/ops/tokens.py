@@ -1,14 +1,14 @@
-"""Tokens: what the cross-attention reads, before anything is concatenated.
+"""Tokens: the inputs of the cross-attention, before anything is concatenated.
 
-The encoded array of a Perceiver, content beside position features, is the largest thing that other implementations hold:
-50,176 x 261 numbers a picture. Its parts are small: the content is the user's own array, and on a grid the position
-features of input m are rows of one short table an axis. A `Tokens` keeps the parts; only implementations that need the
+The encoded array of a Perceiver, content beside position features, is the largest array that other implementations hold:
+50,176 x 261 elements per image. Its parts are small: the content is the user's own array, and on a grid the position
+features of input m are rows of one short table per axis. A `Tokens` keeps the parts; only implementations that need the
 whole array ask for it (`encoded`). In general
 
     x_m = E u_m + P_1[i_1(m)] + ... + P_A[i_A(m)] + constant
 
-where each term fills a block of the C channels: side by side where positions are concatenated, over one another where they
-are added. E is the identity where the content is taken as it is.
+where each term fills a block of the C channels: blocks side by side if positions are concatenated, overlapping blocks if they
+are added. E is the identity if the content is used as it is.
 
 Letters:
     B  batch                                C    channels of an encoded input
@@ -29,17 +29,17 @@ from torch.nn import functional as F
 from perceivers.ops.linear import linear
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no one truth value
+@dataclass(frozen=True, eq=False)  # compared by identity: comparing tensors gives tensors
 class Positions:
-    """Position features as one table an axis.
+    """Position features as one table per axis.
 
     Attributes:
-        tables: For each axis a, the features of its n_a coordinates, `[n_a, C_a]`, or `[B, n_a, C_a]` where samples differ,
+        tables: For each axis a, the features of its n_a coordinates, `[n_a, C_a]`, or `[B, n_a, C_a]` if samples differ,
             such as crops that keep their coordinates.
-        index: `None` where the inputs are the full grid, in row-major order; else the rows of the tables that belong to
-            each input, `[B, M, A]`, an integer tensor.
-        starts: For each table, the first of the channels that it is added to; `None` for one behind another, behind the
-            content, that is, concatenation.
+        index: `None` if the inputs are the full grid, in row-major order; else the rows of the tables that belong to each
+            input, `[B, M, A]`, an integer tensor.
+        starts: For each table, the first of the channels that it is added to; `None` for concatenation: one after
+            another, after the content.
     """
 
     tables: Sequence[Tensor]
@@ -52,12 +52,12 @@ class Tokens:
     """One group of inputs to attend to.
 
     Attributes:
-        content: `[B, U, *axes]`, channel-major, any strides: usually a view of what the user passed.
+        content: `[B, U, *axes]`, channel-major, any strides: usually a view of the user's array.
         positions: Their position features; `None` for content that carries its own.
-        mask: `[B, *axes]`, bool, True where an input may be attended; `None` for everywhere.
-        embedding: E, a linear map of the content to the first channels, `[C_e, U]`; `None` for the content itself.
-        constant: Added to the first channels of every encoded input, `[C]` or shorter: the bias of a linear map, a
-            modality's code, or both. It may be wider than content and positions reach.
+        mask: `[B, *axes]`, bool, True where an input may be attended to; `None` for everywhere.
+        embedding: E, a linear projection of the content to the first channels, `[C_e, U]`; `None` for the content itself.
+        constant: Added to the first channels of every encoded input, `[C]` or shorter: the bias of a linear layer, a
+            modality's code, or both. It may be wider than content and positions together.
     """
 
     content: Tensor
@@ -68,7 +68,7 @@ class Tokens:
 
     @classmethod
     def of(cls, inputs_BMC: Tensor, mask_BM: Tensor | None = None) -> "Tokens":
-        """Takes an array that is encoded already, `[B, M, C]`, and its mask, `[B, M]`."""
+        """Make tokens of an array that is encoded already, `[B, M, C]`, and its mask, `[B, M]`."""
         return cls(content=inputs_BMC.transpose(1, 2), mask=mask_BM)
 
     @property
@@ -78,7 +78,7 @@ class Tokens:
 
     @property
     def tables(self) -> Sequence[Tensor]:
-        """The tables of the positions; none where there are no positions."""
+        """The tables of the positions; empty without positions."""
         return () if self.positions is None else self.positions.tables
 
     @property
@@ -110,16 +110,16 @@ class Tokens:
 
     @property
     def is_concatenation(self) -> bool:
-        """Whether content and tables stand side by side, with nothing added."""
+        """True if content and tables are side by side, with nothing added."""
         plain = self.positions is None or self.positions.starts is None
         return plain and self.embedding is None and self.constant is None
 
     def visible_content(self) -> Tensor:
-        """The content, zero under a False mask, so that nothing non-finite there reaches a result or a gradient."""
+        """Return the content, zero where masked, so that nothing non-finite there reaches a result or a gradient."""
         return self.content if self.mask is None else self.content.masked_fill(~self.mask.unsqueeze(1), 0)
 
     def spread(self, a: int, rows: Tensor) -> Tensor:
-        """Takes what rows of table a have, `[n_a, ...]` or `[B, n_a, ...]`, to the inputs: `[B or 1, *axes or 1, ...]`."""
+        """Broadcast per-row values of table a, `[n_a, ...]` or `[B, n_a, ...]`, to all inputs: `[B or 1, *axes or 1, ...]`."""
         batch = rows.shape[: self.tables[a].ndim - 2]
         if self.index is not None:
             i_BM = self.index[..., a]
@@ -128,9 +128,9 @@ class Tokens:
         return rows.reshape(*(batch or (1,)), *lengths, *rows.shape[len(batch) + 1 :])
 
     def encoded(self) -> Tensor:
-        """Makes the array `[B, M, C]`.
+        """Return the encoded array `[B, M, C]`.
 
-        Half-precision content takes the dtype of the tables.
+        Half-precision content is converted to the dtype of the tables.
         """
         content = self.visible_content().movedim(1, -1)  # [B, *axes, U]
         if self.embedding is not None:
@@ -151,14 +151,14 @@ class Tokens:
         return x.flatten(1, -2)
 
     def flat_mask(self) -> Tensor:
-        """The mask as `[B, M]`, all True where there is none."""
+        """Return the mask as `[B, M]`, all True if there is none."""
         if self.mask is None:
             return self.content.new_ones(self.content.shape[0], self.num_inputs, dtype=torch.bool)
         return self.mask.flatten(1)
 
     def pieces(self, size: int) -> Iterator["Tokens"]:
-        """Cuts the inputs, in their order, into pieces of at most `size` inputs, as views: boxes of whole rows of an axis."""
-        axis = 2  # of which a piece has several rows; one of each before it, all of each behind it
+        """Split the inputs, in their order, into pieces of at most `size` inputs, as views: boxes of whole rows of an axis."""
+        axis = 2  # a piece has several rows of it, one of each axis before, all of each axis after
         while prod(self.content.shape[axis + 1 :]) > size:
             axis += 1
         step = max(1, size // max(1, prod(self.content.shape[axis + 1 :])))
@@ -179,7 +179,7 @@ class Tokens:
 
 
 def check_array(name: str, array: Tensor, ndim: int, shape: str) -> None:
-    """Raises `ValueError` unless `array` is a floating-point tensor with `ndim` axes; `shape` tells the reader which."""
+    """Raise `ValueError` unless `array` is a floating-point tensor with `ndim` axes; `shape` names them in messages."""
     if not isinstance(array, Tensor):
         raise ValueError(f"{name} is a {type(array).__name__}, not a tensor: convert it, torch.as_tensor({name})")
     if array.ndim != ndim:
@@ -189,7 +189,7 @@ def check_array(name: str, array: Tensor, ndim: int, shape: str) -> None:
 
 
 def check_dtype(name: str, array: Tensor, dtype: torch.dtype | None, owner: str = "model") -> None:
-    """Raises `ValueError` where a float64 array would meet parameters of another dtype; `None` where there are none."""
+    """Raise `ValueError` if a float64 array would meet parameters of another dtype; `None` if there are none."""
     if dtype is not None and array.dtype.itemsize > 4 and array.dtype != dtype:
         raise ValueError(
             f"{name} is {array.dtype} but the {owner} is {dtype}: convert one, {name}.float() or {owner}.double()"
@@ -197,10 +197,10 @@ def check_dtype(name: str, array: Tensor, dtype: torch.dtype | None, owner: str 
 
 
 def check_grid(x: Tensor, mask: Tensor | None, data_shape: Sequence[int], dtype: torch.dtype | None) -> None:
-    """Raises `ValueError` unless `x`, `[B, C, *axes]`, and its mask have the channels and number of axes of `data_shape`."""
+    """Raise `ValueError` unless `x`, `[B, C, *axes]`, and its mask have the channels and number of axes of `data_shape`."""
     check_array("x", x, 1 + len(data_shape), f"[B, {', '.join(map(str, data_shape))}]")
     if x.shape[1] != data_shape[0]:
-        raise ValueError(f"x has shape {list(x.shape)}, {x.shape[1]} channels, but data_shape says {data_shape[0]} (axis 1)")
+        raise ValueError(f"x has shape {list(x.shape)}, {x.shape[1]} channels, but data_shape has {data_shape[0]} (axis 1)")
     if 0 in x.shape[2:]:
         raise ValueError(f"x has shape {list(x.shape)} with an empty axis: every axis needs at least one element")
     check_dtype("x", x, dtype)
@@ -208,24 +208,26 @@ def check_grid(x: Tensor, mask: Tensor | None, data_shape: Sequence[int], dtype:
 
 
 def check_mask(mask: Tensor | None, shape: Sequence[int], meaning: str) -> None:
-    """Raises `ValueError` unless `mask` is `None` or a bool tensor of `shape`; `meaning` tells the reader which."""
+    """Raise `ValueError` unless `mask` is `None` or a bool tensor of `shape`; `meaning` names its axes in messages."""
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"mask is {kind}, not a bool tensor: make one where True may be attended to, such as mask != 0")
+        raise ValueError(
+            f"mask is {kind}, not a bool tensor: make one that is True for what may be attended to, such as mask != 0"
+        )
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"mask has shape {list(mask.shape)}, but {list(shape)} is needed: {meaning}")
 
 
 def check_ids(name: str, ids: Any, shape: str, ndim: int, count: int, count_name: str, mask: Tensor | None) -> Tensor:
-    """Returns ids with 0 under a False mask; raises `ValueError` unless they are integers from 0 to `count - 1`."""
+    """Return ids, 0 where masked; raise `ValueError` unless they are integers from 0 to `count - 1`."""
     if not isinstance(ids, Tensor) or ids.ndim != ndim or ids.dtype.is_floating_point or ids.dtype == torch.bool:
         got = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
         raise ValueError(f"{name} is {got}, but an integer tensor {shape} is needed: convert it, such as {name}.long()")
     check_mask(mask, ids.shape, shape)
     ids = ids.long() if mask is None else ids.long().masked_fill(~mask, 0)
-    # A graph cannot stop at a value; there, as on a GPU, a wrong id is the framework's own error.
+    # A graph cannot stop at a value; there, and on a GPU, a wrong id raises PyTorch's own error.
     if ids.numel() > 0 and not torch.compiler.is_compiling() and ids.device.type == "cpu":
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= count:

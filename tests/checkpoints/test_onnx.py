@@ -220,7 +220,7 @@ BAD = {
     "number": (perceiver, {"example": 3}, "example holds ['int']: give a tensor"),
     "array": (perceiver, {"example": torch.zeros(2, 3, 4, 4).numpy()}, "example holds ['ndarray']"),
     "nothing": (perceiver, {"example": {}}, "example holds nothing"),
-    "shape": (perceiver, {"example": torch.zeros(2, 1, 4, 4)}, "x has shape [2, 1, 4, 4], 1 channels, but data_shape says 3"),
+    "shape": (perceiver, {"example": torch.zeros(2, 1, 4, 4)}, "x has shape [2, 1, 4, 4], 1 channels, but data_shape has 3"),
     "mask": (
         perceiver,
         {"mask": torch.ones(2, 3, 3, dtype=torch.bool)},

@@ -268,8 +268,8 @@ def test_unknown_and_positional_arguments(module):
 GOOD = torch.zeros(2, 7, WIDTH)
 CALLS = [
     (GOOD[0], None, f"inputs has shape [7, {WIDTH}], 2 axes, but 3 are needed: [B, M, {WIDTH}]"),
-    (GOOD[..., 1:], None, f"inputs has shape [2, 7, 9], 9 channels, but the module reads {WIDTH}: [B, M, {WIDTH}]"),
-    (GOOD[:, :0], None, f"inputs has shape [2, 0, {WIDTH}], no inputs: give at least one, and mask it where it is not meant"),
+    (GOOD[..., 1:], None, f"inputs has shape [2, 7, 9], 9 channels, but the module was built for {WIDTH}: [B, M, {WIDTH}]"),
+    (GOOD[:, :0], None, f"inputs has shape [2, 0, {WIDTH}], no inputs: give at least one, and mask it if it is not meant"),
     (GOOD.long(), None, "inputs is torch.int64, not floating point"),
     (GOOD.double(), None, "inputs is torch.float64 but the module is torch.float32: convert one, inputs.float()"),
     (GOOD.numpy(), None, "inputs is a ndarray, not a tensor"),

@@ -159,18 +159,20 @@ def test_implementations_agree(implementation, changes):
 
 def test_implementations_are_obeyed_or_refused():
     resampler = build(qk_norm=True)
-    resampler.set_attention_implementation("auto")
-
-    def absorbed(module):
-        module.set_attention_implementation("absorbed")
-        module(array(2, 11, 10))
-
-    with pytest.raises(ValueError, match=r"implementation='absorbed' cannot do this: .*norm.*use 'auto'"):
-        absorbed(resampler)
+    x = array(2, 11, 10)
+    wanted = resampler(x)
+    for name in ("dense", "reference"):
+        resampler.set_attention_implementation(name)
+        torch.testing.assert_close(resampler(x), wanted)
+    resampler.set_attention_implementation("absorbed")
+    message = "implementation='absorbed' cannot do this: qk_norm normalises keys after their projection; use 'auto'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resampler(x)
     dropping = build(attention_dropout=0.5).train()
-    dropping(array(2, 11, 10))
+    dropping(x)
+    dropping.set_attention_implementation("absorbed")
     with pytest.raises(ValueError, match="implementation='absorbed' cannot do this: it cannot drop attention weights"):
-        absorbed(dropping)
+        dropping(x)
     for module in (resampler, build()):
         with pytest.raises(ValueError, match="attention_implementation='fast' must be one of"):
             module.set_attention_implementation("fast")

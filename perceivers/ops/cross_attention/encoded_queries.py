@@ -73,7 +73,8 @@ def cost(call: Call) -> Cost | None:
     channels, content = projection.w_q.shape[1], tokens.content.shape[1]
     width, rows = sizes.k_channels // sizes.heads, content + sum(table.shape[-2] for table in tokens.tables)
     values = 2 * sizes.v_channels * sizes.queries * sizes.inputs
-    flops = sizes.keys_and_values + values + 2 * content * sizes.pairs + 2 * sizes.heads * sizes.inputs * channels * (width + rows)
+    folding = 2 * sizes.heads * sizes.inputs * channels * (width + rows)
+    flops = sizes.keys_and_values + values + 2 * content * sizes.pairs + folding
     passes = tiles.PASSES + (0 if tokens.index is None else tiles.GATHER * len(tokens.tables))
     held = sizes.inputs * (sizes.widths + sizes.heads * (channels + rows))
     return Cost(flops, sizes.pairs, held, work=CALL + flops + passes * sizes.pairs)
