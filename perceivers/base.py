@@ -48,9 +48,6 @@ class PerceiverBase(Pretrained, ABC):
         Args:
             x: As in `forward`.
             mask: As in `forward`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         if isinstance(x, Tensor) and x.is_floating_point():
             check_dtype("x", x, self.encoder.latents.dtype)
@@ -62,9 +59,6 @@ class PerceiverBase(Pretrained, ABC):
         Args:
             x: As in `forward`.
             mask: As in `forward`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         return self.encoder(self.tokens(x, mask))
 
@@ -161,9 +155,6 @@ class PerceiverBase(Pretrained, ABC):
         Returns:
             For each token group `[B, cross_heads, N, *axes]`. The maps of all groups together sum to 1 per latent, or are 0
             if the mask leaves nothing to attend to. A `Perceiver` has one group.
-
-        Raises:
-            ValueError: If a shape, dtype or index does not fit.
         """
         tokens = self.tokens(x, mask)
         maps = self.encoder.attention_maps(tokens, layer, latents, a_bool("log_scores", log_scores))
@@ -177,9 +168,6 @@ class PerceiverBase(Pretrained, ABC):
         Args:
             x: As in `forward`.
             mask: As in `forward`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         return self.encoder.explain(self.tokens(x, mask))
 

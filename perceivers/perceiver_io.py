@@ -85,9 +85,6 @@ class PerceiverIO(PerceiverBase):
 
     Attributes:
         config: All arguments with their defaults resolved, modules as descriptions, ready for JSON.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
     """
 
     def __init__(
@@ -222,9 +219,6 @@ class PerceiverIO(PerceiverBase):
                 above.
             chunk_size: Number of queries that are decoded at a time. Without gradients, memory beside the result is then
                 constant. Defaults to all at once.
-
-        Raises:
-            ValueError: If a shape, dtype or index does not fit.
         """
         tokens = self.tokens(x, mask)
         chosen = {"indices": indices, "query_mask": query_mask, "queries": queries}

@@ -43,9 +43,6 @@ class InducedSetAttention(nn.Module):
         bias: Whether the linear layers of the attentions have a bias.
         ff_dropout: Dropout probability of the feed-forwards.
         attention_dropout: Dropout probability of the attention weights.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -92,9 +89,6 @@ class InducedSetAttention(nn.Module):
         Args:
             inputs: `[B, M, dim]`, floating point.
             mask: `[B, M]`, bool, True where there is an element; masked inputs have no effect, not even NaN.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         inputs_BMD = checked_inputs(inputs, mask, self.dim, self.latents.dtype)
         latents_BND = repeat(self.latents, "N D -> B N D", B=inputs.shape[0])

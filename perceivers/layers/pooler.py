@@ -49,9 +49,6 @@ class Pooler(nn.Module):
         bias: Whether the linear layers of the attention have a bias.
         ff_dropout: Dropout probability of the feed-forward.
         attention_dropout: Dropout probability of the attention weights.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -105,9 +102,6 @@ class Pooler(nn.Module):
             inputs: `[B, M, kv_dim]`, floating point.
             mask: `[B, M]`, bool, True where an input may be attended to; masked inputs have no effect, not even NaN.
                 For a sample with nothing to attend to, the attention is zero before its output projection.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         inputs_BMC = checked_inputs(inputs, mask, self.kv_dim, self.queries.dtype)
         queries_BND = repeat(self.queries, "N D -> B N D", B=inputs.shape[0])

@@ -14,9 +14,6 @@ class SwiGLU(nn.Module):
         dim: Width of input and output.
         hidden_dim: Width between the linear layers.
         dropout: Probability of dropping an element after the gate and after the second linear layer.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
