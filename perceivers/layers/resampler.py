@@ -27,11 +27,10 @@ from torch.nn import functional as F
 from perceivers._checks import a_bool, a_number, a_probability, an_int, one_of
 from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.checks import checked_inputs
-from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward
+from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward, SwiGLU
 from perceivers.layers.grouped_attention import GroupedCrossAttention
 from perceivers.layers.linear import Linear
 from perceivers.layers.norm import NORMS, AdaptiveNorm, make_norm
-from perceivers.layers.swiglu import SwiGLU
 from perceivers.ops.tokens import Tokens, check_ids
 from perceivers.pretrained import Pretrained
 

@@ -12,7 +12,7 @@ from perceivers.ops.cross_attention import IMPLEMENTATIONS, Call, EncodedQueries
 from perceivers.ops.cross_attention.implementation import choose
 from perceivers.ops.tokens import Positions, Tokens
 
-# Sizes of the published models (decoders whole, in chunks of 20,000 queries and of 1,000) and of `make bench`, and what is chosen.
+# What is chosen for the published models (decoders also in chunks of 20,000 and 1,000 queries) and for `make bench`.
 RECORDED = json.loads(Path(__file__).with_name("choices.json").read_text())
 
 
