@@ -10,12 +10,11 @@ import math
 
 import pytest
 import torch
-from inputs.cases import CASES, B, multimodal, multimodal_data
+from inputs.cases import CASES, B, attention, multimodal, multimodal_data
 
 from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Located, Multimodal
-from perceivers.layers import CrossAttention
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,14 +37,6 @@ def encode(module, x, mask=None):
     """Return the concatenated encoded inputs of all groups, and their masks."""
     groups = module(x, mask)
     return torch.cat([g.encoded() for g in groups], 1), torch.cat([g.flat_mask() for g in groups], 1)
-
-
-def attention(module, implementation="reference"):
-    """Return a cross-attention to the module's inputs with random parameters."""
-    torch.manual_seed(1)
-    layer = CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5)
-    layer.set_attention_implementation(implementation)
-    return draw_parameters(layer)
 
 
 def on_tensors(x, change):
