@@ -43,23 +43,13 @@ class PerceiverBase(Pretrained, ABC):
     attention_implementation: str
 
     def tokens(self, x: Any, mask: Any = None) -> list[Tokens]:
-        """Return the token groups that the cross-attentions read.
-
-        Args:
-            x: As in `forward`.
-            mask: As in `forward`.
-        """
+        """Return the token groups that the cross-attentions read. The arguments are those of `forward`."""
         if isinstance(x, Tensor) and x.is_floating_point():
             check_dtype("x", x, self.encoder.latents.dtype)
         return self.inputs(x, mask)
 
     def encode(self, x: Any, mask: Any = None) -> Tensor:
-        """Return the latents of the inputs, `[B, num_latent_tokens, dim]`.
-
-        Args:
-            x: As in `forward`.
-            mask: As in `forward`.
-        """
+        """Return the latents of the inputs, `[B, num_latent_tokens, dim]`. The arguments are those of `forward`."""
         return self.encoder(self.tokens(x, mask))
 
     def forward_features(self, x: Any, mask: Any = None) -> Tensor:
@@ -72,7 +62,7 @@ class PerceiverBase(Pretrained, ABC):
 
         Args:
             latents: `[B, num_latent_tokens, dim]`, from `forward_features`.
-            pre_logits: Whether to return what the classifier would reads instead.
+            pre_logits: Whether to return what the classifier would read instead.
         """
 
     @abstractmethod
@@ -165,9 +155,7 @@ class PerceiverBase(Pretrained, ABC):
     def explain(self, x: Any, mask: Any = None) -> str:
         """Return a table of what each implementation of cross-attention costs for these inputs, and which would be chosen.
 
-        Args:
-            x: As in `forward`.
-            mask: As in `forward`.
+        The arguments are those of `forward`.
         """
         return self.encoder.explain(self.tokens(x, mask))
 

@@ -234,15 +234,10 @@ class PerceiverIO(PerceiverBase):
         queries: Any = None,
         chunk_size: int | None = None,
     ) -> Any:
-        """Return what the output module makes of the latents.
+        """Return what the output module makes of the latents, `[B, N, dim]`, from `encode`.
 
-        Args:
-            latents: `[B, N, dim]`, from `encode`.
-            tokens: The token groups, `model.tokens(x, mask)`, for outputs whose queries are made of the inputs.
-            indices: As in `forward`.
-            query_mask: As in `forward`.
-            queries: As in `forward`.
-            chunk_size: As in `forward`.
+        Outputs whose queries are made of the inputs need `tokens`, from `model.tokens(x, mask)`. The other arguments are those
+        of `forward`.
         """
         self.outputs.check_queries(queries)
         encoded = self._encoded(latents, tokens, queries)

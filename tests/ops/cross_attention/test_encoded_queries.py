@@ -112,7 +112,7 @@ def used(monkeypatch):
 
 
 def image_model(**arguments):
-    """Makes images out of images with one wide head."""
+    """Return a model from images to images with one wide head."""
     return PerceiverIO(
         inputs=inputs.Pixels(data_shape=[3, 12, 12], num_bands=4),
         outputs=outputs.Grid(axes=[40, 30], num_channels=3, num_bands=8),
