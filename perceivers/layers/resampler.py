@@ -254,15 +254,7 @@ class Resampler(Pretrained):
         return latents_BND if self.norm is None else self.norm(latents_BND)
 
     def set_attention_implementation(self, name: str) -> None:
-        """Choose how attention is computed; parameters and results stay the same.
-
-        Args:
-            name: "auto", or one of `perceivers.ops.cross_attention.IMPLEMENTATIONS`, which raises an error if it cannot
-                compute a call.
-
-        Raises:
-            ValueError: If the name is unknown.
-        """
+        """Choose how attention is computed, see `PerceiverBase.set_attention_implementation`."""
         for block in self.blocks:
             cast(ResamplerBlock, block).attention.set_attention_implementation(name)
 
