@@ -43,29 +43,13 @@ class PerceiverBase(Pretrained, ABC):
     attention_implementation: str
 
     def tokens(self, x: Any, mask: Any = None) -> list[Tokens]:
-        """Return the token groups that the cross-attentions read.
-
-        Args:
-            x: As in `forward`.
-            mask: As in `forward`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
-        """
+        """Return the token groups that the cross-attentions read. The arguments are those of `forward`."""
         if isinstance(x, Tensor) and x.is_floating_point():
             check_dtype("x", x, self.encoder.latents.dtype)
         return self.inputs(x, mask)
 
     def encode(self, x: Any, mask: Any = None) -> Tensor:
-        """Return the latents of the inputs, `[B, num_latent_tokens, dim]`.
-
-        Args:
-            x: As in `forward`.
-            mask: As in `forward`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
-        """
+        """Return the latents of the inputs, `[B, num_latent_tokens, dim]`. The arguments are those of `forward`."""
         return self.encoder(self.tokens(x, mask))
 
     def forward_features(self, x: Any, mask: Any = None) -> Tensor:
@@ -78,7 +62,7 @@ class PerceiverBase(Pretrained, ABC):
 
         Args:
             latents: `[B, num_latent_tokens, dim]`, from `forward_features`.
-            pre_logits: Whether to return what the classifier would reads instead.
+            pre_logits: Whether to return what the classifier would read instead.
         """
 
     @abstractmethod
@@ -161,9 +145,6 @@ class PerceiverBase(Pretrained, ABC):
         Returns:
             For each token group `[B, cross_heads, N, *axes]`. The maps of all groups together sum to 1 per latent, or are 0
             if the mask leaves nothing to attend to. A `Perceiver` has one group.
-
-        Raises:
-            ValueError: If a shape, dtype or index does not fit.
         """
         tokens = self.tokens(x, mask)
         maps = self.encoder.attention_maps(tokens, layer, latents, a_bool("log_scores", log_scores))
@@ -174,12 +155,7 @@ class PerceiverBase(Pretrained, ABC):
     def explain(self, x: Any, mask: Any = None) -> str:
         """Return a table of what each implementation of cross-attention costs for these inputs, and which would be chosen.
 
-        Args:
-            x: As in `forward`.
-            mask: As in `forward`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
+        The arguments are those of `forward`.
         """
         return self.encoder.explain(self.tokens(x, mask))
 

@@ -73,9 +73,6 @@ class Perceiver(PerceiverBase):
     Attributes:
         config: All arguments with their defaults resolved, ready for JSON.
         model_name: The name that was given to `create_model`, or `None`.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it, its value and what to do.
     """
 
     def __init__(
@@ -169,9 +166,6 @@ class Perceiver(PerceiverBase):
         Args:
             x: `[B, C, *axes]`, floating point; see `inputs.Pixels` for what else is accepted.
             mask: `[B, *axes]`, bool, True where x may be attended to; masked values have no effect, not even NaN.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         return self.forward_head(self.encode(x, mask))
 

@@ -85,9 +85,6 @@ class PerceiverIO(PerceiverBase):
 
     Attributes:
         config: All arguments with their defaults resolved, modules as descriptions, ready for JSON.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
     """
 
     def __init__(
@@ -222,9 +219,6 @@ class PerceiverIO(PerceiverBase):
                 above.
             chunk_size: Number of queries that are decoded at a time. Without gradients, memory beside the result is then
                 constant. Defaults to all at once.
-
-        Raises:
-            ValueError: If a shape, dtype or index does not fit.
         """
         tokens = self.tokens(x, mask)
         chosen = {"indices": indices, "query_mask": query_mask, "queries": queries}
@@ -240,15 +234,10 @@ class PerceiverIO(PerceiverBase):
         queries: Any = None,
         chunk_size: int | None = None,
     ) -> Any:
-        """Return what the output module makes of the latents.
+        """Return what the output module makes of the latents, `[B, N, dim]`, from `encode`.
 
-        Args:
-            latents: `[B, N, dim]`, from `encode`.
-            tokens: The token groups, `model.tokens(x, mask)`, for outputs whose queries are made of the inputs.
-            indices: As in `forward`.
-            query_mask: As in `forward`.
-            queries: As in `forward`.
-            chunk_size: As in `forward`.
+        Outputs whose queries are made of the inputs need `tokens`, from `model.tokens(x, mask)`. The other arguments are those
+        of `forward`.
         """
         self.outputs.check_queries(queries)
         encoded = self._encoded(latents, tokens, queries)

@@ -129,9 +129,9 @@ def check_model(
     for part in (model.inputs, model.outputs):
         _hooks(part, run, rtol, atol)
     _implementations(model, run, whole, rtol, atol)
-    again = type(model)(**json.loads(json.dumps(model.config)))
+    again = type(model)(**json.loads(json.dumps(model.config))).to(next(model.parameters())).eval()
     again.load_state_dict(model.state_dict())
-    for name, out in _named(again.to(next(model.parameters())).eval()(x, mask, queries=queries)).items():
+    for name, out in _named(again(x, mask, queries=queries)).items():
         _equal(out, whole[name], "re-created from its description", rtol, atol)
 
 

@@ -116,7 +116,7 @@ class Case:
         return True
 
     def evaluate(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Returns the output and the gradient of every leaf, computed in `dtype`; positions stay at least float32."""
+        """Return the output and the gradient of every leaf, computed in `dtype`; positions stay at least float32."""
         at_least_float32 = torch.float64 if dtype == torch.float64 else torch.float32
         leaves = {
             name: leaf.to(at_least_float32 if name.startswith(FLOAT32) else dtype).requires_grad_()
@@ -136,7 +136,7 @@ def rms(x: Tensor) -> float:
 
 
 def assert_accurate(case: Case, implementation: str, dtype: torch.dtype) -> None:
-    """Applies the rule to the output and to every gradient."""
+    """Apply the rule to the output and to every gradient."""
     truth = case.evaluate("reference", torch.float64)
     yardstick = case.evaluate("reference", dtype)
     result = case.evaluate(implementation, dtype)
@@ -157,7 +157,7 @@ def assert_accurate(case: Case, implementation: str, dtype: torch.dtype) -> None
 
 
 def draw_parameters(module: torch.nn.Module, scale: Callable[[Tensor], float] | None = None) -> torch.nn.Module:
-    """Draws every parameter at random, also those initialised to zero or one: a zero head makes every law hold."""
+    """Draw every parameter at random, also those initialised to zero or one: a zero head makes every law hold."""
     with torch.no_grad():
         for parameter in module.parameters():
             fan = parameter.shape[-1] if parameter.ndim > 1 else 4
@@ -166,5 +166,5 @@ def draw_parameters(module: torch.nn.Module, scale: Callable[[Tensor], float] | 
 
 
 def assert_varies(out: Tensor) -> None:
-    """Fails where the samples of a batch give the same: such a result would make every law hold."""
+    """Fail if the samples of a batch give the same: such a result would make every law hold."""
     assert (out[0] - out[1]).abs().max() > 1e-3 * out.abs().max()

@@ -134,12 +134,6 @@ def test_attention_maps(kwargs, message):
         model.attention_maps(GOOD_X, **kwargs)
 
 
-def test_set_attention_implementation():
-    model = Perceiver(**GOOD, **LAYERS)
-    with pytest.raises(ValueError, match="attention_implementation='fast' must be one of"):
-        model.set_attention_implementation("fast")
-
-
 @pytest.mark.parametrize(
     ("inputs", "mask", "message"),
     [

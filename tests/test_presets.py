@@ -15,10 +15,8 @@ PINNED = {
     "perceiver_imagenet_fourier_unshared": (326_241_856, 8, 48, 706.3),
     "perceiver_imagenet_fourier_small": (1_826_684, 4, 12, 2.4),
     "perceiver_imagenet_fourier_tiny": (83_678, 2, 4, 0.0),
-}
-# The same of Perceiver IO; its cross-attentions are those to the inputs. The paper gives 369 and 407 GFLOPs for images with
-# a convolution and with Fourier features, and 241 for the large language model, but 113 for the smaller one.
-PINNED_IO = {
+    # Of Perceiver IO, cross-attentions to the inputs. The paper gives 369 and 407 GFLOPs for images with a convolution and
+    # with Fourier features, and 241 for the large language model, but 113 for the smaller one.
     "perceiver_io_imagenet_fourier": (48_440_627, 1, 48, 406.1),
     "perceiver_io_imagenet_conv": (48_646_522, 1, 48, 369.4),
     "perceiver_io_imagenet_learned": (62_255_848, 1, 48, 478.0),
@@ -35,26 +33,7 @@ PINNED_IO = {
 
 
 def test_all_are_pinned():
-    assert list_models() == sorted(PINNED | PINNED_IO)
-
-
-@pytest.mark.parametrize("name", PINNED)
-def test_pinned(name):
-    parameters, crosses, latents, gigaflops = PINNED[name]
-    with torch.device("meta"):
-        model = create_model(name, attention_implementation="reference")
-        x = torch.empty(1, *model.config["data_shape"])
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    applied = {CrossAttentionBlock: 0, LatentTransformer: 0}
-    for module in model.modules():
-        if type(module) in applied:
-            module.register_forward_hook(lambda m, *_: applied.__setitem__(type(m), applied[type(m)] + 1))
-    with FlopCounterMode(display=False) as counter:
-        assert model(x).shape == (1, model.config["num_classes"])
-    assert list(applied.values()) == [crosses, latents]
-    assert round(model.flops() / 1e9, 1) == gigaflops
-    assert model.flops() == counter.get_total_flops()
-    assert model.model_name == name
+    assert list_models() == sorted(PINNED)
 
 
 def shapes(out):
@@ -62,12 +41,8 @@ def shapes(out):
     return {name: shapes(part) for name, part in out.items()} if isinstance(out, dict) else list(out.shape)
 
 
-# Results for two samples of the published size.
+# Results for two samples of the published size; those of the other models are logits.
 RESULTS = {
-    "perceiver_io_imagenet_fourier": [2, 1000],
-    "perceiver_io_imagenet_conv": [2, 1000],
-    "perceiver_io_imagenet_learned": [2, 1000],
-    "perceiver_io_imagenet_fourier_tiny": [2, 10],
     "perceiver_io_mlm_bytes": [2, 2048, 262],
     "perceiver_io_mlm_bytes_large": [2, 2048, 262],
     "perceiver_io_mlm_bytes_small": [2, 512, 262],
@@ -79,9 +54,9 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize("name", PINNED_IO)
-def test_pinned_io(name):
-    parameters, crosses, latents, gigaflops = PINNED_IO[name]
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned(name):
+    parameters, crosses, latents, gigaflops = PINNED[name]
     with torch.device("meta"):
         model = create_model(name)
         two = example_inputs(name, 2)
@@ -92,7 +67,7 @@ def test_pinned_io(name):
     for module in model.encoder.modules():
         if type(module) in applied:
             module.register_forward_hook(lambda m, *_: applied.__setitem__(type(m), applied[type(m)] + 1))
-    assert shapes(model(two)) == RESULTS[name]
+    assert shapes(model(two)) == RESULTS.get(name, [2, model.num_classes])
     assert list(applied.values()) == [crosses, latents]
     assert model.model_name == name
     with torch.device("meta"):

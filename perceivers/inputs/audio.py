@@ -30,9 +30,6 @@ class Waveform(InputModule):
         resolution: Sampling rate; the highest frequency is half of it. Defaults to `num_samples`, as published, although
             there are fewer patches than samples.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -72,9 +69,6 @@ class Waveform(InputModule):
         Args:
             x: `[B, audio_channels, samples]`, floating point; or as in `Patches.forward`.
             mask: `[B, samples]`, bool, True where x may be attended to; see `Patches.forward`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         return self.patches(x, mask)
 
@@ -105,9 +99,6 @@ class LogMel(InputModule):
         resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the number
             of patches per axis, but at least 2.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -165,9 +156,6 @@ class LogMel(InputModule):
             x: `[B, audio_channels, samples]`, floating point.
             mask: `[B, samples]`, bool, True where x may be attended to; masked samples are replaced by silence. A patch may be
                 attended to if, in any of its frames, any of the `hop_length` samples around the centre may.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         if not isinstance(x, Tensor):
             raise ValueError(f"x is a {type(x).__name__}, not a tensor: a spectrogram needs one array, [B, channels, samples]")

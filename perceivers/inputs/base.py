@@ -123,9 +123,6 @@ class GridBatch:
             mask: `[B, *axes]`, bool; for a list of arrays, a list of masks `[*axes]`; or `None`.
             data_shape: The module's `data_shape`. Channels and number of axes must match it, lengths may differ.
             module: The input module, whose dtype must fit.
-
-        Raises:
-            ValueError: If a shape, dtype or nesting does not fit.
         """
         axes = len(data_shape) - 1
         coordinates, lengths = None, None

@@ -29,9 +29,6 @@ class ConvStem(InputModule):
         resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to a quarter
             of the lengths, rounded up, as published for both paddings.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -76,9 +73,6 @@ class ConvStem(InputModule):
             x: `[B, C, H, W]`, floating point.
             mask: `[B, H, W]`, bool, True where x may be attended to. An input may be attended to if any pixel in its receptive
                 field may; masked pixels are replaced by 0.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         if not isinstance(x, Tensor):
             raise ValueError(f"x is a {type(x).__name__}, not a tensor: a convolution needs one array, [B, C, H, W]")

@@ -14,9 +14,6 @@ class Features(InputModule):
 
     Args:
         dim: Width of a feature vector, which is `num_channels`.
-
-    Raises:
-        ValueError: If `dim` is out of range.
     """
 
     def __init__(self, *, dim: int) -> None:
@@ -30,9 +27,6 @@ class Features(InputModule):
         Args:
             x: `[B, M, dim]`, floating point, channels last, as text and image encoders return them.
             mask: `[B, M]`, bool, True where x may be attended to.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         check_array("x", x, 3, f"[B, M, {self.num_channels}]")
         if x.shape[2] != self.num_channels:

@@ -30,9 +30,6 @@ class FramePairs(InputModule):
         resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the axis
             lengths.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -59,9 +56,6 @@ class FramePairs(InputModule):
             x: Two video frames per sample, `[B, C, 2, H, W]`, floating point; the published models expect values from -1 to
                 1. Or `Located` with coordinates for height and width, for example of a tile of a larger frame pair.
             mask: `[B, H, W]`, bool, True where x may be attended to; masked pixels are 0 in their neighbours' neighbourhoods.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         frames, coordinates = x if isinstance(x, Located) else (x, None)
         channels, *axes = self.config["data_shape"]

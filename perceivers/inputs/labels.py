@@ -16,9 +16,6 @@ class Labels(InputModule):
 
     Args:
         num_classes: Number of classes, which is `num_channels`.
-
-    Raises:
-        ValueError: If `num_classes` is out of range.
     """
 
     def __init__(self, *, num_classes: int) -> None:

@@ -35,9 +35,6 @@ class Patches(InputModule):
         feature_order: Order of the position features: "axes" (coordinate, sines and cosines of the first axis, then of the
             next) or "kinds" (the coordinates of all axes, then all sines, then all cosines, as in DeepMind's code). Use
             "kinds" for weights from that code that several modalities share; otherwise permuting the weights is equivalent.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -75,9 +72,6 @@ class Patches(InputModule):
                 patches; or a list of arrays of different lengths; see `Pixels.forward`.
             mask: `[B, *axes]`, bool, True where x may be attended to. A patch may be attended to if any of its values may;
                 its masked values are replaced by 0.
-
-        Raises:
-            ValueError: If a shape, dtype or nesting does not fit.
         """
         if isinstance(x, list | tuple) and not isinstance(x, Located):
             for array in x:  # before padding, which could hide a length that is not a multiple

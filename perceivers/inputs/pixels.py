@@ -26,9 +26,6 @@ class Pixels(InputModule):
         resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the axis
             lengths.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -53,9 +50,6 @@ class Pixels(InputModule):
                 replaces them by one tensor `[n]` or `[B, n]` per axis, for example from `crop_coordinates`. Arrays of
                 different lengths are given as a list of `[C, *axes]`; each of them spans -1 to 1.
             mask: `[B, *axes]`, bool, True where x may be attended to; for a list of arrays, a list of masks.
-
-        Raises:
-            ValueError: If a shape, dtype or nesting does not fit.
         """
         grid = GridBatch.of(x, mask, self.config["data_shape"], self)
         return [Tokens(grid.values, grid.positions(self.features, grid.values), grid.mask)]
@@ -76,9 +70,6 @@ class LearnedPixels(InputModule):
         position_channels: Width of the learned position vectors.
         position_dim: Width of the linear projection of the position vectors; `None` for no projection.
         resample: "none", or "cubic" to interpolate positions for arrays of other lengths, see `LearnedPositions`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(

@@ -27,9 +27,6 @@ class Points(InputModule):
         num_values: Channels measured at each point, such as 3 for colours; 0 for none.
         num_bands: Number of frequency bands per axis; 0 keeps only the coordinates.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -55,9 +52,6 @@ class Points(InputModule):
                 values, `Located(values, coordinates)` with values `[B, C, M]`. Samples with different numbers of points are
                 given as a list of samples without a batch axis.
             mask: `[B, M]`, bool, True where there is a point; for a list of samples, a list of masks.
-
-        Raises:
-            ValueError: If a shape, dtype or nesting does not fit.
         """
         count = self.config["num_values"]
         values, coordinates, mask = read_located(x, mask, bare=count == 0)
@@ -87,9 +81,6 @@ class Events(InputModule):
         resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to the axis
             lengths.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1, as published.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(

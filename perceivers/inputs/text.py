@@ -22,9 +22,6 @@ class TokenIds(InputModule):
         vocab_size: Size of the vocabulary; ids are 0 to `vocab_size - 1`.
         max_length: Length of the longest sequence.
         dim: Width of the embeddings, which is `num_channels`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, vocab_size: int = 262, max_length: int = 2048, dim: int = 768) -> None:

@@ -29,9 +29,6 @@ class TimeSeries(InputModule):
         variable_channels: Width of the variable embeddings.
         num_bands: Number of frequency bands of the time features; 0 keeps only the coordinate.
         frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(
@@ -77,9 +74,6 @@ class TimeSeries(InputModule):
                 samples differ, in any order. For several series, a list with one `Located` per series.
             mask: `[B, V, M]` or `[B, M]`, bool, True where a value may be attended to; for several series, a list with a mask
                 or `None` per series.
-
-        Raises:
-            ValueError: If a shape, dtype or nesting does not fit.
         """
         count = len(self.num_variables)
         if isinstance(x, Located):

@@ -71,9 +71,6 @@ class CrossAttention(nn.Module):
         bias: Whether the four linear layers have a bias; "out" for the output projection alone.
         dropout: Probability of dropping an attention weight in training.
         norm_inputs: Whether encoded inputs pass a layer norm first.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -163,11 +160,6 @@ class CrossAttention(nn.Module):
         """Set how the attention is computed: a name of `perceivers.ops.cross_attention.IMPLEMENTATIONS` or "auto"."""
         self.attention_implementation = one_of("attention_implementation", name, choices())
 
-    def flops(self, num_latents: int, num_inputs: int) -> int:
-        """Return the FLOPs of the matrix products of the dense algorithm, for one sample."""
-        widths = self.qk_channels + self.v_channels
-        return 2 * widths * (num_latents * self.dim + num_inputs * self.kv_dim + num_latents * num_inputs)
-
     def _projections(self) -> dict[str, Any]:
         widths = (self.qk_channels, self.v_channels)
         return key_value_projections(self.inputs_norm, self.to_k, self.to_v, self.heads, widths)
@@ -191,9 +183,6 @@ class SelfAttention(nn.Module):
         v_channels: Width of values over all heads. Defaults to that of queries and keys.
         bias: Whether the four linear layers have a bias; "out" for the output projection alone.
         dropout: Probability of dropping an attention weight in training.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -227,8 +216,3 @@ class SelfAttention(nn.Module):
         dropout_p = self.dropout if self.training else 0.0
         out_BHNV = self_attention(q_BHNK, k_BHNK, v_BHNV, scale=self.scale, dropout_p=dropout_p)
         return self.to_out(rearrange(out_BHNV, "B H N V -> B N (H V)"))
-
-    def flops(self, num_latents: int) -> int:
-        """Return the FLOPs of the matrix products, for one sample."""
-        widths = self.qk_channels + self.v_channels
-        return 2 * widths * (2 * num_latents * self.dim + num_latents**2)

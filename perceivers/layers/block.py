@@ -37,9 +37,6 @@ class BlockConfig:
         ff_dropout: Dropout probability of the feed-forward.
         attention_dropout: Dropout probability of the attention weights.
         prefix: Prefix of the argument names in error messages.
-
-    Raises:
-        ValueError: If a setting is out of range or does not fit the others.
     """
 
     dim: int
@@ -112,9 +109,6 @@ class CrossAttentionBlock(nn.Module):
         kv_dim: Channels of an encoded input.
         query_residual: Whether the attention is added to the latents, or replaces them.
         **settings: Fields of `BlockConfig`; here `heads` defaults to 1.
-
-    Raises:
-        ValueError: If a setting is out of range or does not fit the others; the message names it.
     """
 
     def __init__(
@@ -143,9 +137,6 @@ class CrossAttentionBlock(nn.Module):
             inputs: Token groups, which share one softmax.
             shared: Passed to all calls with the same inputs, see `cross_attention`.
             query_mask: `[B, N]`, bool, True where a latent attends.
-
-        Raises:
-            ValueError: If latents or inputs do not fit.
         """
         self.attention.check(latents, inputs)
         if isinstance(latents, Tokens) and self.pre_norm:
@@ -171,9 +162,6 @@ class LatentTransformer(nn.Module):
     Args:
         config: The settings. May be left out, or changed, by keyword arguments.
         **settings: Fields of `BlockConfig`.
-
-    Raises:
-        ValueError: If a setting is out of range or does not fit the others; the message names it.
     """
 
     def __init__(self, config: BlockConfig | None = None, **settings: Any) -> None:
@@ -248,9 +236,6 @@ class PerceiverBlock(nn.Module):
             latents: `[B, N, dim]`.
             inputs: `[B, M, cross_kv_dim]`, or token groups.
             mask: `[B, M]`, bool, True where an input may be attended to; token groups carry their own masks.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         if isinstance(inputs, Tensor):
             check_array("inputs", inputs, 3, "[B, M, cross_kv_dim]")

@@ -16,9 +16,6 @@ def checked_inputs(inputs_BMC: Tensor, mask_BM: Tensor | None, channels: int, dt
 
     Returns:
         The inputs, `[B, M, C]`, in the dtype of the module's parameters.
-
-    Raises:
-        ValueError: If a shape or dtype does not fit.
     """
     check_array("inputs", inputs_BMC, 3, f"[B, M, {channels}]")
     shape = list(inputs_BMC.shape)

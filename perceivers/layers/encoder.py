@@ -33,9 +33,6 @@ class EncoderConfig:
             `layers_indice`.
         num_latent_transformers_in_layers: Depth of each stack.
         query_residual: Whether the cross-attentions are added to the latents, or replace them.
-
-    Raises:
-        ValueError: If a setting is out of range or does not fit the others.
     """
 
     kv_dim: int

@@ -39,9 +39,6 @@ class GroupedCrossAttention(nn.Module):
             section 2), or `None`; its weights are shared among heads.
         norm_eps: Added to the variance in that norm. Defaults to the usual value for the kind.
         dropout: Probability of dropping an attention weight in training.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(

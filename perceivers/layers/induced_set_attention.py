@@ -3,6 +3,8 @@
 Letters: B batch, M elements of the set, D their width, N latents (the paper's inducing points).
 """
 
+from typing import Any
+
 import torch
 from einops import repeat
 from torch import Tensor, nn
@@ -35,46 +37,13 @@ class InducedSetAttention(nn.Module):
     Args:
         dim: Width of the elements and of the latents, D.
         num_latent_tokens: Number of latents, N.
-        heads: Number of heads.
-        head_dim: Width of a head. Defaults to `dim // heads`.
-        pre_norm: Whether norms come before the steps, or after the residuals (False, as published).
-        ff_dim: Hidden width of the feed-forwards. Defaults to `dim`.
-        activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
-        bias: Whether the linear layers of the attentions have a bias.
-        ff_dropout: Dropout probability of the feed-forwards.
-        attention_dropout: Dropout probability of the attention weights.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
+        **settings: Other fields of `BlockConfig`; here `heads` defaults to 4, `ff_dim` to `dim`, and `pre_norm` to False, as
+            published.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_latent_tokens: int,
-        heads: int = 4,
-        head_dim: int | None = None,
-        pre_norm: bool = False,
-        ff_dim: int | None = None,
-        activation: str = "gelu",
-        bias: bool = True,
-        ff_dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, *, dim: int, num_latent_tokens: int, **settings: Any) -> None:
         super().__init__()
-        config = BlockConfig(
-            dim=dim,
-            heads=heads,
-            head_dim=head_dim,
-            pre_norm=pre_norm,
-            ff_dim=ff_dim,
-            ff_dim_scale=1,
-            activation=activation,
-            bias=bias,
-            ff_dropout=ff_dropout,
-            attention_dropout=attention_dropout,
-        )
+        config = BlockConfig(dim=dim, **{"heads": 4, "ff_dim_scale": 1, "pre_norm": False, **settings})
         an_int("ff_dim", config.hidden_dim)
         self.dim = config.dim
         self.latents = nn.Parameter(torch.empty(an_int("num_latent_tokens", num_latent_tokens), self.dim))
@@ -92,9 +61,6 @@ class InducedSetAttention(nn.Module):
         Args:
             inputs: `[B, M, dim]`, floating point.
             mask: `[B, M]`, bool, True where there is an element; masked inputs have no effect, not even NaN.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         inputs_BMD = checked_inputs(inputs, mask, self.dim, self.latents.dtype)
         latents_BND = repeat(self.latents, "N D -> B N D", B=inputs.shape[0])

@@ -3,12 +3,15 @@
 Letters: B batch, M inputs, C channels of an input, N queries, D their width.
 """
 
+from typing import Any
+
 import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from perceivers._checks import a_bool, a_probability, an_int
+from perceivers._checks import a_bool, an_int
 from perceivers.layers.attention import CrossAttention
+from perceivers.layers.block import BlockConfig
 from perceivers.layers.checks import checked_inputs
 from perceivers.layers.feed_forward import FeedForward
 from perceivers.ops.tokens import Tokens
@@ -40,18 +43,9 @@ class Pooler(nn.Module):
         dim: Width of queries and result, D.
         kv_dim: Channels of an input, C. Defaults to `dim`.
         num_queries: Number of pooled vectors; `None` for one, and a result without that axis.
-        heads: Number of heads.
-        head_dim: Width of a head. Defaults to `dim // heads`.
         query_residual: Whether queries are layer-normalised and added to what they read.
         norm_inputs: Whether inputs are layer-normalised; False for features whose encoder ends in a norm.
-        ff_dim: Hidden width of the feed-forward. Defaults to `4 * dim`.
-        activation: "gelu" (exact), "gelu_tanh", "geglu" or "relu".
-        bias: Whether the linear layers of the attention have a bias.
-        ff_dropout: Dropout probability of the feed-forward.
-        attention_dropout: Dropout probability of the attention weights.
-
-    Raises:
-        ValueError: If an argument is out of range; the message names it.
+        **settings: Other fields of `BlockConfig`, such as `heads`, `head_dim`, `ff_dim` or `activation`, except `pre_norm`.
     """
 
     def __init__(
@@ -60,38 +54,20 @@ class Pooler(nn.Module):
         dim: int,
         kv_dim: int | None = None,
         num_queries: int | None = None,
-        heads: int = 8,
-        head_dim: int | None = None,
         query_residual: bool = False,
         norm_inputs: bool = True,
-        ff_dim: int | None = None,
-        activation: str = "gelu",
-        bias: bool = True,
-        ff_dropout: float = 0.0,
-        attention_dropout: float = 0.0,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        dim = an_int("dim", dim)
-        self.kv_dim = dim if kv_dim is None else an_int("kv_dim", kv_dim)
+        config = BlockConfig(dim=dim, pre_norm=True, **settings)
+        an_int("ff_dim", config.hidden_dim)
+        self.kv_dim = config.dim if kv_dim is None else an_int("kv_dim", kv_dim)
         self.num_queries = None if num_queries is None else an_int("num_queries", num_queries)
-        self.queries = nn.Parameter(torch.empty(self.num_queries or 1, dim))
-        self.queries_norm = nn.LayerNorm(dim) if a_bool("query_residual", query_residual) else None
-        self.attention = CrossAttention(
-            dim=dim,
-            kv_dim=self.kv_dim,
-            heads=heads,
-            head_dim=head_dim,
-            bias=bias,
-            dropout=a_probability("attention_dropout", attention_dropout),
-            norm_inputs=norm_inputs,
-        )
-        self.feed_forward_norm = nn.LayerNorm(dim)
-        self.feed_forward = FeedForward(
-            dim=dim,
-            hidden_dim=4 * dim if ff_dim is None else an_int("ff_dim", ff_dim),
-            activation=activation,
-            dropout=a_probability("ff_dropout", ff_dropout),
-        )
+        self.queries = nn.Parameter(torch.empty(self.num_queries or 1, config.dim))
+        self.queries_norm = nn.LayerNorm(config.dim) if a_bool("query_residual", query_residual) else None
+        self.attention = CrossAttention(kv_dim=self.kv_dim, norm_inputs=norm_inputs, **config.attention)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(**config.feed_forward)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,9 +81,6 @@ class Pooler(nn.Module):
             inputs: `[B, M, kv_dim]`, floating point.
             mask: `[B, M]`, bool, True where an input may be attended to; masked inputs have no effect, not even NaN.
                 For a sample with nothing to attend to, the attention is zero before its output projection.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         inputs_BMC = checked_inputs(inputs, mask, self.kv_dim, self.queries.dtype)
         queries_BND = repeat(self.queries, "N D -> B N D", B=inputs.shape[0])

@@ -2,7 +2,7 @@
 
 The fast implementations fold norms and projections into queries and results, so they read weights instead of calling modules.
 That is right only if the modules compute what their weights suggest. Adapters, hooks, quantised or replaced layers are
-honoured: by the weight of the linear map they are, if that is known (see `known_affine`), or by calling them.
+honoured: by the weight of the linear projection they compute, if that is known (see `known_affine`), or by calling them.
 """
 
 from typing import Any

@@ -16,6 +16,7 @@ Letters:
     D  their width                             C  channels of an input
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -26,11 +27,10 @@ from torch.nn import functional as F
 from perceivers._checks import a_bool, a_number, a_probability, an_int, one_of
 from perceivers.layers.attention import resolve_head_dim
 from perceivers.layers.checks import checked_inputs
-from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward
+from perceivers.layers.feed_forward import ACTIVATIONS, FeedForward, SwiGLU
 from perceivers.layers.grouped_attention import GroupedCrossAttention
 from perceivers.layers.linear import Linear
 from perceivers.layers.norm import NORMS, AdaptiveNorm, make_norm
-from perceivers.layers.swiglu import SwiGLU
 from perceivers.ops.tokens import Tokens, check_ids
 from perceivers.pretrained import Pretrained
 
@@ -55,47 +55,31 @@ class MeanPooledLatents(nn.Module):
 
 
 class ResamplerBlock(nn.Module):
-    """Attention from latents to inputs, or to both, then feed-forward. `Resampler` documents the arguments."""
+    """Attention from latents to inputs, or to both, then feed-forward.
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        kv_dim: int,
-        attend_latents: bool,
-        ff_dim: int,
-        heads: int,
-        kv_heads: int | None,
-        head_dim: int | None,
-        bias: bool,
-        norm: str,
-        norm_eps: float | None,
-        qk_norm: bool,
-        activation: str,
-        condition_dim: int | None,
-        ff_dropout: float,
-        attention_dropout: float,
-    ) -> None:
+    Args:
+        config: That of `Resampler`, checked.
+        kv_dim: Channels of an input after the projection of inputs, if there is one.
+    """
+
+    def __init__(self, config: Mapping[str, Any], kv_dim: int) -> None:
         super().__init__()
-        self.attend_latents = attend_latents
-        self.inputs_norm = AdaptiveNorm(kind=norm, dim=kv_dim, eps=norm_eps, condition_dim=condition_dim)
-        self.attention_norm = AdaptiveNorm(kind=norm, dim=dim, eps=norm_eps, condition_dim=condition_dim)
+        dim, ff_dim, dropout, activation = (config[name] for name in ("dim", "ff_dim", "ff_dropout", "activation"))
+        norm = {"kind": config["norm"], "eps": config["norm_eps"], "condition_dim": config["condition_dim"]}
+        self.attend_latents = config["attend_latents"]
+        self.inputs_norm = AdaptiveNorm(dim=kv_dim, **norm)
+        self.attention_norm = AdaptiveNorm(dim=dim, **norm)
         self.attention = GroupedCrossAttention(
-            dim=dim,
+            **{name: config[name] for name in ("dim", "heads", "kv_heads", "head_dim", "bias", "norm_eps")},
             kv_dim=kv_dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            bias=bias,
-            qk_norm=norm if qk_norm else None,
-            norm_eps=norm_eps,
-            dropout=attention_dropout,
+            qk_norm=config["norm"] if config["qk_norm"] else None,
+            dropout=config["attention_dropout"],
         )
-        self.feed_forward_norm = AdaptiveNorm(kind=norm, dim=dim, eps=norm_eps, condition_dim=condition_dim)
+        self.feed_forward_norm = AdaptiveNorm(dim=dim, **norm)
         if activation == "swiglu":
-            self.feed_forward = SwiGLU(dim=dim, hidden_dim=ff_dim, dropout=ff_dropout)
+            self.feed_forward = SwiGLU(dim=dim, hidden_dim=ff_dim, dropout=dropout)
         else:
-            self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=ff_dropout)
+            self.feed_forward = FeedForward(dim=dim, hidden_dim=ff_dim, activation=activation, dropout=dropout)
 
     def forward(self, latents_BND: Tensor, inputs_BMC: Tensor, mask_BM: Tensor | None, condition_BE: Tensor | None) -> Tensor:
         """Return new latents, `[B, N, D]`."""
@@ -157,9 +141,6 @@ class Resampler(Pretrained):
 
     Attributes:
         config: All arguments with their defaults resolved, ready for JSON.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others; the message names it.
     """
 
     def __init__(
@@ -195,7 +176,13 @@ class Resampler(Pretrained):
         project = a_bool("project_inputs", project_inputs) or (a_bool("attend_latents", attend_latents) and self.kv_dim != dim)
         width = dim if project else self.kv_dim
         norm_eps = None if norm_eps is None else a_number("norm_eps", norm_eps)
-        block: dict[str, Any] = {
+        self.config: dict[str, Any] = {
+            "dim": dim,
+            "kv_dim": self.kv_dim,
+            "output_dim": None if output_dim is None else an_int("output_dim", output_dim),
+            "num_latent_tokens": an_int("num_latent_tokens", num_latent_tokens),
+            "num_latents_mean_pooled": an_int("num_latents_mean_pooled", num_latents_mean_pooled, 0),
+            "depth": an_int("depth", depth),
             "attend_latents": a_bool("attend_latents", attend_latents),
             "ff_dim": 4 * dim if ff_dim is None else an_int("ff_dim", ff_dim),
             "heads": heads,
@@ -209,15 +196,6 @@ class Resampler(Pretrained):
             "condition_dim": self.condition_dim,
             "ff_dropout": a_probability("ff_dropout", ff_dropout),
             "attention_dropout": a_probability("attention_dropout", attention_dropout),
-        }
-        self.config: dict[str, Any] = {
-            "dim": dim,
-            "kv_dim": self.kv_dim,
-            "output_dim": None if output_dim is None else an_int("output_dim", output_dim),
-            "num_latent_tokens": an_int("num_latent_tokens", num_latent_tokens),
-            "num_latents_mean_pooled": an_int("num_latents_mean_pooled", num_latents_mean_pooled, 0),
-            "depth": an_int("depth", depth),
-            **block,
             "final_norm": a_bool("final_norm", final_norm),
             "project_inputs": project_inputs,
             "num_embeddings": None if num_embeddings is None else an_int("num_embeddings", num_embeddings),
@@ -232,7 +210,7 @@ class Resampler(Pretrained):
             self.mean_pooled_latents = MeanPooledLatents(
                 num_latent_tokens=num_latents_mean_pooled, dim=dim, kv_dim=width, norm=norm, norm_eps=norm_eps
             )
-        self.blocks = nn.ModuleList(ResamplerBlock(dim=dim, kv_dim=width, **block) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResamplerBlock(self.config, width) for _ in range(depth))
         self.project_outputs = None if output_dim is None else Linear(dim, output_dim)
         self.norm = make_norm(norm, dim if output_dim is None else output_dim, norm_eps) if final_norm else None
         self.reset_parameters()
@@ -260,9 +238,6 @@ class Resampler(Pretrained):
             condition: `[B, condition_dim]`, if the module was built with `condition_dim`.
             indices: Index of the embedding that is added to each input, integers `[B, M]` below `num_embeddings`, if the
                 module was built with `num_embeddings`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
         """
         inputs_BMC = checked_inputs(inputs, mask, self.kv_dim, self.latents.dtype)
         condition_BE = self._checked_condition(condition, inputs.shape[0])
@@ -279,15 +254,7 @@ class Resampler(Pretrained):
         return latents_BND if self.norm is None else self.norm(latents_BND)
 
     def set_attention_implementation(self, name: str) -> None:
-        """Choose how attention is computed; parameters and results stay the same.
-
-        Args:
-            name: "auto", or one of `perceivers.ops.cross_attention.IMPLEMENTATIONS`, which raises an error if it cannot
-                compute a call.
-
-        Raises:
-            ValueError: If the name is unknown.
-        """
+        """Choose how attention is computed, see `PerceiverBase.set_attention_implementation`."""
         for block in self.blocks:
             cast(ResamplerBlock, block).attention.set_attention_implementation(name)
 

@@ -20,9 +20,6 @@ class GivenQueries(QueryOutput):
         dim: Q, the width of a query.
         num_channels: C, the channels of a result; `None` returns decoded queries unchanged.
         decoded_channels: Width of a decoded query. Defaults to `dim`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     takes_queries = True

@@ -40,9 +40,6 @@ class Grid(QueryOutput):
         content_channels: Channels of the preprocessed input, without positions, at the start of each query; 0 for none.
         group: Index of the token group that provides this content. Its axes must equal `axes`.
         decoded_channels: Width of a decoded query. Defaults to that of a query.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(

@@ -19,9 +19,6 @@ class LearnedQueries(QueryOutput):
         dim: Q, the width of a query.
         num_channels: C, the channels of a result, such as the number of classes; `None` returns decoded queries unchanged.
         decoded_channels: Width of a decoded query. Defaults to `dim`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -54,9 +51,6 @@ class MultiTask(Output):
     Args:
         dim: Q, the width of a query.
         tasks: Number of output channels of each task, by name.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, dim: int, tasks: Mapping[str, int]) -> None:

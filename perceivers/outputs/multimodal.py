@@ -25,9 +25,6 @@ class Multimodal(Output):
         min_padding_size: Minimum width of the padding. The common width is that of the widest modality's queries plus this.
         decoded_channels: Width of a shared linear projection of decoded queries, before the head of each modality, whose own
             `decoded_channels` must be equal; `None` for no projection.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the others.
     """
 
     def __init__(

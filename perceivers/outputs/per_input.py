@@ -20,7 +20,7 @@ class InputQueries(QueryOutput):
         decoded_channels: Width of a decoded query. Defaults to `dim`.
     """
 
-    def __init__(self, *, dim: int, num_channels: int | None, group: int, decoded_channels: int | None) -> None:
+    def __init__(self, *, dim: int, num_channels: int | None, group: int = 0, decoded_channels: int | None = None) -> None:
         super().__init__(query_channels=an_int("dim", dim), decoded_channels=decoded_channels, num_channels=num_channels)
         self.config: dict[str, Any] = {
             "dim": self.query_channels,
@@ -53,9 +53,6 @@ class PerInput(InputQueries):
         divisor: Divisor of the results; 100 in the published flow model.
         group: Index of the token group that the queries are made of.
         decoded_channels: Width of a decoded query. Defaults to `dim`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -90,13 +87,7 @@ class PerToken(InputQueries):
         num_channels: C, such as the vocabulary size; `None` returns decoded queries unchanged.
         group: Index of the token group that the queries are made of.
         decoded_channels: Width of a decoded query. Defaults to `dim`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
-
-    def __init__(self, *, dim: int, num_channels: int | None, group: int = 0, decoded_channels: int | None = None) -> None:
-        super().__init__(dim=dim, num_channels=num_channels, group=group, decoded_channels=decoded_channels)
 
     def arrange(self, results: Tensor, axes: Sequence[int] | None) -> Tensor:
         """Return the results unchanged, positions before channels."""

@@ -16,9 +16,6 @@ class MeanPool(Output):
         dim: Width of the latents.
         num_channels: Channels of the result; `None` returns the mean itself.
         final_norm: Whether to apply a layer norm to the mean.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, dim: int, num_channels: int | None = None, final_norm: bool = False) -> None:

@@ -27,9 +27,6 @@ class TokenLogits(QueryOutput):
             head; `None` for a head with its own weight.
         group: Index of the token group that holds the text.
         decoded_channels: Width of a decoded query. Defaults to `dim`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(

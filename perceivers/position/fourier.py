@@ -65,9 +65,6 @@ class FourierFeatures:
             resolution: Sampling rate, a scalar or one value per axis; the highest frequency is half of it. Defaults to `axes`.
             frequency_base: Lowest frequency of geometrically spaced bands; `None` spaces them linearly from 1.
             axes: Length of each axis.
-
-        Raises:
-            ValueError: If an argument is out of range or does not fit the others.
         """
         rates = list(axes) if resolution is None else one_each("resolution", resolution, len(axes))
         return cls(

@@ -20,9 +20,6 @@ class LearnedPositions(nn.Module):
         num_channels: Width of an embedding.
         resample: "none", or "cubic" to interpolate the embeddings for grids of other lengths (bicubic for two axes, linear for
             one or three).
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, axes: Sequence[int], num_channels: int, resample: str = "none") -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers import PerceiverIO
+from perceivers.testing import check_model
 
 DIM, CLASSES, VOCABULARY = 12, 3, 9
 draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
@@ -41,6 +42,7 @@ def some(*shape: int) -> Tensor:
     return mask
 
 
+LEARNED = {"embed_dim": 4, "position_channels": 3, "position_dim": 5}
 PATCHES = {"kind": "Patches", "patch_size": [1, 2], "num_bands": 2, "resolution": 8}
 SOURCES = {
     "pixels": Source(
@@ -50,13 +52,7 @@ SOURCES = {
         rubbish,
     ),
     "learned pixels": Source(
-        lambda h, w: {
-            "kind": "LearnedPixels",
-            "data_shape": [2, h, w],
-            "embed_dim": 4,
-            "position_channels": 3,
-            "position_dim": 5,
-        },
+        lambda h, w: {"kind": "LearnedPixels", "data_shape": [2, h, w], **LEARNED},
         lambda b, h, w: draw(b, 2, h, w),
         some,
         rubbish,
@@ -93,71 +89,56 @@ SOURCES = {
     ),
 }
 WIDTHS = {"pixels": 12, "learned pixels": 9, "frames": 14, "text": 6, "features": 5, "several": 14}
-GRID = {"kind": "Grid", "num_channels": 2, "num_bands": 2, "resolution": 8}
 CLASS = {"kind": "LearnedQueries", "dim": 8, "num_channels": CLASSES}
 
-# name of the output: (its description from height, width and the name of the input; inputs it makes sense for)
-SINKS: dict[str, tuple[Callable[[int, int, str], dict[str, Any]], list[str]]] = {
-    "mean": (
-        lambda h, w, source: {"kind": "MeanPool", "dim": DIM, "num_channels": CLASSES, "final_norm": True},
-        list(SOURCES),
-    ),
-    "class": (lambda h, w, source: CLASS, list(SOURCES)),
-    "learned": (lambda h, w, source: {**CLASS, "num_queries": 4, "num_channels": None}, ["pixels", "several"]),
-    "tasks": (lambda h, w, source: {"kind": "MultiTask", "dim": 8, "tasks": {"a": 2, "b": 5}}, ["text", "several"]),
-    "tokens": (
-        lambda h, w, source: {"kind": "TokenLogits", "max_length": h * w, "dim": 6, "vocab_size": VOCABULARY},
-        ["text"],
-    ),
-    "own tokens": (
-        lambda h, w, source: {
-            "kind": "TokenLogits",
-            "max_length": h * w,
-            "dim": 5,
-            "vocab_size": VOCABULARY,
-            "tied_to": None,
-        },
-        ["text", "pixels"],
-    ),
-    "grid": (lambda h, w, source: {**GRID, "axes": [h, w], "patch": [2, 1]}, list(SOURCES)),
-    "learned grid": (lambda h, w, source: {**GRID, "axes": [h, w], "learned_channels": 5}, ["pixels", "text"]),
-    "grid with content": (
-        lambda h, w, source: {**GRID, "axes": [h, w], "content_channels": 4 if source == "frames" else 2},
-        ["pixels", "frames"],
-    ),
-    "inputs": (
-        lambda h, w, source: {"kind": "PerInput", "dim": WIDTHS[source], "num_channels": 2, "divisor": 0.5},
-        list(SOURCES),
-    ),
-    "each token": (
-        lambda h, w, source: {"kind": "PerToken", "dim": WIDTHS[source], "num_channels": VOCABULARY},
-        ["text", "features"],
-    ),
-    "several": (
-        lambda h, w, source: {
+
+def sink(name: str, h: int, w: int, source: str) -> dict[str, Any]:
+    """Return the description of an output module, for a height, a width and the name of an input."""
+    tokens = {"kind": "TokenLogits", "max_length": h * w, "vocab_size": VOCABULARY}
+    grid = {"kind": "Grid", "axes": [h, w], "num_channels": 2, "num_bands": 2, "resolution": 8}
+    shared = {"video": {**grid, "decoded_channels": 7}, "label": {**CLASS, "decoded_channels": 7}}
+    return {
+        "mean": {"kind": "MeanPool", "dim": DIM, "num_channels": CLASSES, "final_norm": True},
+        "class": CLASS,
+        "learned": {**CLASS, "num_queries": 4, "num_channels": None},
+        "tasks": {"kind": "MultiTask", "dim": 8, "tasks": {"a": 2, "b": 5}},
+        "tokens": {**tokens, "dim": 6},
+        "own tokens": {**tokens, "dim": 5, "tied_to": None},
+        "grid": {**grid, "patch": [2, 1]},
+        "learned grid": {**grid, "learned_channels": 5},
+        "grid with content": {**grid, "content_channels": 4 if source == "frames" else 2},
+        "inputs": {"kind": "PerInput", "dim": WIDTHS[source], "num_channels": 2, "divisor": 0.5},
+        "each token": {"kind": "PerToken", "dim": WIDTHS[source], "num_channels": VOCABULARY},
+        "several": {
             "kind": "Multimodal",
-            "modalities": {
-                "video": {**GRID, "axes": [h, w], "decoded_channels": 7},
-                "label": {**CLASS, "decoded_channels": 7},
-                "mean": {"kind": "MeanPool", "dim": DIM},
-            },
+            "modalities": {**shared, "mean": {"kind": "MeanPool", "dim": DIM}},
             "decoded_channels": 7,
         },
-        list(SOURCES),
-    ),
-}
-PAIRS = [(source, sink) for sink, (_, sources) in SINKS.items() for source in sources]
+    }[name]
 
-pairs = pytest.mark.parametrize(("source", "sink"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
+
+# The inputs that each output makes sense for.
+SINKS = {name: list(SOURCES) for name in ("mean", "class", "grid", "inputs", "several")} | {
+    "learned": ["pixels", "several"],
+    "tasks": ["text", "several"],
+    "tokens": ["text"],
+    "own tokens": ["text", "pixels"],
+    "learned grid": ["pixels", "text"],
+    "grid with content": ["pixels", "frames"],
+    "each token": ["text", "features"],
+}
+PAIRS = [(source, name) for name, sources in SINKS.items() for source in sources]
+
+pairs = pytest.mark.parametrize(("source", "output"), PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
 sizes = given(height=st.integers(1, 4), width=st.integers(1, 5), seed=st.integers(0, 99))
 few = settings(max_examples=4, derandomize=True, deadline=None, database=None)
 
 
-def build(source: str, sink: str, height: int, width: int, **changes: Any) -> PerceiverIO:
+def build(source: str, output: str, height: int, width: int, **changes: Any) -> PerceiverIO:
     model = PerceiverIO(
         **{
             "inputs": SOURCES[source].describe(height, width),
-            "outputs": SINKS[sink][0](height, width, source),
+            "outputs": sink(output, height, width, source),
             "num_latent_tokens": 5,
             "dim": DIM,
             "heads": 2,
@@ -196,10 +177,10 @@ def rows(x: Any, part: slice) -> Any:
 @pairs
 @sizes
 @few
-def test_masked_is_absent(source, sink, height, width, seed):
+def test_masked_is_absent(source, output, height, width, seed):
     """Values under False, including NaN, have no effect on results and gradients."""
     torch.manual_seed(seed)
-    kind, model = SOURCES[source], build(source, sink, height, width)
+    kind, model = SOURCES[source], build(source, output, height, width)
     x, mask = kind.data(2, height, width), kind.masks(2, height, width)
     wanted = model(x, mask)
     ours = model(kind.hidden(x, mask), mask)
@@ -211,9 +192,9 @@ def test_masked_is_absent(source, sink, height, width, seed):
 @pairs
 @sizes
 @few
-def test_batch_of_two_is_two_batches(source, sink, height, width, seed):
+def test_batch_of_two_is_two_batches(source, output, height, width, seed):
     torch.manual_seed(seed)
-    kind, model = SOURCES[source], build(source, sink, height, width)
+    kind, model = SOURCES[source], build(source, output, height, width)
     x, mask = kind.data(2, height, width), kind.masks(2, height, width)
     whole = flat(model(x, mask))
     for b in range(2):
@@ -224,9 +205,9 @@ def test_batch_of_two_is_two_batches(source, sink, height, width, seed):
 @pairs
 @sizes
 @few
-def test_chunked_is_whole(source, sink, height, width, seed):
+def test_chunked_is_whole(source, output, height, width, seed):
     torch.manual_seed(seed)
-    kind, model = SOURCES[source], build(source, sink, height, width)
+    kind, model = SOURCES[source], build(source, output, height, width)
     x = kind.data(2, height, width)
     wanted = model(x)
     for chunk_size in (1, 3, 1000):
@@ -234,31 +215,13 @@ def test_chunked_is_whole(source, sink, height, width, seed):
 
 
 @pairs
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_implementations_agree(source, sink, implementation):
-    kind, model = SOURCES[source], build(source, sink, 3, 4)
+def test_checks_of_the_library(source, output):
+    """Samples, chunks, implementations, hooks, gradients of every parameter, and the description."""
+    kind = SOURCES[source]
+    model = build(source, output, 3, 4, decoder_query_residual=False, query_residual=False)
+    check_model(model, kind.data(2, 3, 4), rtol=1e-9, atol=1e-9)
     x, mask = kind.data(2, 3, 4), kind.masks(2, 3, 4)
     wanted = model(x, mask)
-    model.set_attention_implementation(implementation)
-    assert_same(model(x, mask), wanted)
-
-
-@pairs
-def test_every_parameter_gets_a_gradient(source, sink):
-    kind, model = SOURCES[source], build(source, sink, 3, 4)
-    out = flat(model(kind.data(2, 3, 4)))
-    for result in out.values():
-        assert_varies(result)
-    sum(result.square().sum() for result in out.values()).backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}
-    assert not {name for name in without if not name.endswith("to_k.bias")}  # it cancels in the softmax
-
-
-@pairs
-def test_saved_and_loaded(source, sink, tmp_path):
-    kind, model = SOURCES[source], build(source, sink, 3, 4, decoder_query_residual=False, query_residual=False)
-    model.save_pretrained(tmp_path)
-    again = PerceiverIO.from_pretrained(tmp_path)
-    x = kind.data(2, 3, 4)
-    assert again.config == model.config
-    assert_same(again(x), model(x))  # up to rounding, which depends on the alignment of tensors in memory
+    for implementation in IMPLEMENTATIONS:
+        model.set_attention_implementation(implementation)
+        assert_same(model(x, mask), wanted)

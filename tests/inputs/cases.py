@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accuracy import draw_parameters
 from perceivers.inputs import (
     ConvStem,
     Events,
@@ -29,6 +30,7 @@ from perceivers.inputs import (
     TokenIds,
     Waveform,
 )
+from perceivers.layers import CrossAttention
 
 B = 2
 
@@ -187,3 +189,11 @@ def multimodal_data() -> dict[str, Any]:
     """Return data for `multimodal`."""
     names = {"image": "patches_linear", "audio": "waveform", "label": "labels"}
     return {name: CASES[case].data() for name, case in names.items()}
+
+
+def attention(module: InputModule, implementation: str = "reference", dtype: torch.dtype | None = None) -> CrossAttention:
+    """Return a cross-attention to the module's inputs, always with the same random parameters."""
+    torch.manual_seed(1)
+    layer = draw_parameters(CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5).to(dtype or module.dtype))
+    layer.set_attention_implementation(implementation)
+    return layer

@@ -7,10 +7,7 @@ import torch
 from inputs.cases import B
 from inputs.definitions import close, fourier, line
 
-from perceivers.inputs import (
-    LogMel,
-    Waveform,
-)
+from perceivers.inputs import LogMel, Waveform
 
 
 def test_waveform():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from inputs.cases import CASES, B, multimodal
+from inputs.cases import CASES, B, attention, multimodal
 from torch import nn
 
 from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
@@ -20,7 +20,6 @@ from perceivers.inputs import (
     Points,
     TimeSeries,
 )
-from perceivers.layers import CrossAttention
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_implementation = pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "auto"])
@@ -33,10 +32,7 @@ def encode(module, *data):
 
 def attend(module, implementation, *data):
     """Return the result of a cross-attention with random weights to the module's inputs."""
-    torch.manual_seed(1)
-    layer = draw_parameters(CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5)).to(module.dtype)
-    layer.set_attention_implementation(implementation)
-    return layer(torch.randn(B, 3, 8, dtype=module.dtype), module(*data))
+    return attention(module, implementation)(torch.randn(B, 3, 8, dtype=module.dtype), module(*data))
 
 
 def test_kinds_by_name():

@@ -1,4 +1,4 @@
-"""The laws of all input modules.
+"""The laws of all input modules that `perceivers.testing.check_input` does not cover (tests/test_testing.py runs it).
 
 Seen failing, here or in the other files of this folder: masks not applied to values that are mixed with neighbours, to
 coordinates, to ids; sines and cosines swapped; channels of patches in another order; padding of the stem reversed; bias,
@@ -10,12 +10,11 @@ import math
 
 import pytest
 import torch
-from inputs.cases import CASES, B, multimodal, multimodal_data
+from inputs.cases import CASES, B, attention, multimodal, multimodal_data
 
-from accuracy import IMPLEMENTATIONS, assert_varies, draw_parameters
+from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Located, Multimodal
-from perceivers.layers import CrossAttention
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,14 +37,6 @@ def encode(module, x, mask=None):
     """Return the concatenated encoded inputs of all groups, and their masks."""
     groups = module(x, mask)
     return torch.cat([g.encoded() for g in groups], 1), torch.cat([g.flat_mask() for g in groups], 1)
-
-
-def attention(module, implementation="reference"):
-    """Return a cross-attention to the module's inputs with random parameters."""
-    torch.manual_seed(1)
-    layer = CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5)
-    layer.set_attention_implementation(implementation)
-    return draw_parameters(layer)
 
 
 def on_tensors(x, change):
@@ -86,27 +77,10 @@ def test_shape_and_config(case):
     assert module.num_channels == case.channels
     assert all(group.num_channels == case.channels for group in groups)
     assert encoded.shape == (B, case.inputs, case.channels)
-    assert encoded.isfinite().all()
     assert mask.all()
-    assert_varies(encoded)
     same = InputModule.create(json.loads(json.dumps(describe(module))))
     assert type(same) is type(module)
     assert same.config == module.config
-    same.load_state_dict(module.state_dict())
-    assert torch.equal(encode(same.eval(), x)[0], encoded)
-
-
-@each
-def test_masked_values_have_no_effect(case):
-    module, x, mask = make(case), case.data(), case.mask()
-    layer, latents = attention(module), torch.randn(B, 3, 8)
-    seen = encode(module, x, mask)[1]
-    assert seen.any()
-    assert case.mask_shape == () or seen.any(1).all()
-    out, spoiled = (layer(latents, module(values, mask)) for values in (x, spoil(x, mask)))
-    assert torch.equal(out, spoiled)
-    if not seen.all():
-        assert (out - layer(latents, module(x))).abs().max() > 1e-3
 
 
 @each
@@ -115,17 +89,6 @@ def test_a_mask_of_true_changes_nothing(case):
     encoded, mask = encode(module, x, torch.ones(B, *case.mask_shape, dtype=torch.bool))
     assert mask.all()
     assert torch.equal(encoded, encode(module, x)[0])
-
-
-@each
-def test_batch_of_two_is_two_batches(case):
-    module, x = make(case), case.data()
-    for mask in (None, case.mask()):
-        encoded, seen = encode(module, x, mask)
-        for b in range(B):
-            alone = encode(module, on_tensors(x, lambda t, b=b: t[b : b + 1]), None if mask is None else mask[b : b + 1])
-            torch.testing.assert_close(alone[0], encoded[b : b + 1], rtol=1e-5, atol=1e-6)
-            assert torch.equal(alone[1], seen[b : b + 1])
 
 
 @each

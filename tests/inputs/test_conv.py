@@ -5,9 +5,7 @@ from inputs.cases import B
 from inputs.definitions import close
 
 from accuracy import draw_parameters
-from perceivers.inputs import (
-    ConvStem,
-)
+from perceivers.inputs import ConvStem
 
 
 def test_conv():

@@ -5,10 +5,7 @@ import math
 import torch
 
 from accuracy import draw_parameters
-from perceivers.inputs import (
-    FramePairs,
-    Located,
-)
+from perceivers.inputs import FramePairs, Located
 from perceivers.position import crop_coordinates
 
 

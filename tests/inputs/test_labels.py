@@ -2,9 +2,7 @@
 
 import torch
 
-from perceivers.inputs import (
-    Labels,
-)
+from perceivers.inputs import Labels
 
 
 def test_labels():

@@ -6,26 +6,18 @@ from collections import Counter
 
 import pytest
 import torch
-from inputs.cases import B, multimodal, multimodal_data
+from inputs.cases import B, attention, multimodal, multimodal_data
 
 from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers._registry import describe
 from perceivers.inputs import InputModule, Labels, Located, Multimodal, Pixels, TimeSeries
 from perceivers.inputs.multimodal import replace_inputs
-from perceivers.layers import CrossAttention
 
 NAMES = ["audio", "image", "label"]
 
 
 def encoded(groups):
     return torch.cat([group.encoded() for group in groups], dim=1)
-
-
-def layer(module, implementation="reference"):
-    torch.manual_seed(1)
-    ours = draw_parameters(CrossAttention(dim=8, kv_dim=module.num_channels, heads=2, head_dim=5))
-    ours.set_attention_implementation(implementation)
-    return ours
 
 
 def test_written_out():
@@ -94,7 +86,7 @@ def test_masked_inputs_are_the_mask_vector(p, implementation):
                 whole = torch.where(replaced[name].unsqueeze(-1), vector, group.encoded())
                 groups.append(type(group).of(whole, group.mask))
         module.mask_probs = probabilities
-        out = layer(module, implementation if ours else "reference").double()(latents, groups)
+        out = attention(module, implementation if ours else "reference").double()(latents, groups)
         out.square().sum().backward()
         gradients = [torch.zeros_like(q) if q.grad is None else q.grad for q in module.parameters()]
         results.append([out, *gradients])
@@ -117,7 +109,7 @@ def test_masking_counts():
 
 def test_mask_vectors_stay_in_the_graph():
     module = multimodal(mask_probs={"image": 0.0, "label": 1.0})
-    out = layer(module)(torch.randn(B, 3, 8), module(multimodal_data()))
+    out = attention(module)(torch.randn(B, 3, 8), module(multimodal_data()))
     out.sum().backward()
     assert module.mask_tokens["image"].grad.abs().max() == 0
     assert module.mask_tokens["label"].grad.abs().max() > 0
@@ -155,13 +147,13 @@ def test_missing_modalities_have_no_effect():
     present = torch.tensor([True, False])
     mask = {"image": present, "label": present}
     x["image"][1], x["label"][1] = math.nan, -1
-    out = layer(module)(latents, module(x, mask))
+    out = attention(module)(latents, module(x, mask))
     alone = {name: x[name][1:] for name in ["audio"]} | {"image": torch.zeros(1, 3, 6, 8), "label": torch.tensor([0])}
     groups = module.by_modality(alone)
-    wanted = layer(module)(latents[1:], groups["audio"])
+    wanted = attention(module)(latents[1:], groups["audio"])
     torch.testing.assert_close(out[1:], wanted, rtol=1e-5, atol=1e-6)
     first = {name: value[:1] for name, value in x.items()}
-    torch.testing.assert_close(out[:1], layer(module)(latents[:1], module(first)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out[:1], attention(module)(latents[:1], module(first)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("times", [torch.rand(5), torch.rand(B, 5)], ids=["shared", "own"])

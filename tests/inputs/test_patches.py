@@ -7,10 +7,7 @@ from inputs.cases import B
 from inputs.definitions import close, line
 
 from accuracy import draw_parameters
-from perceivers.inputs import (
-    Patches,
-    Pixels,
-)
+from perceivers.inputs import Patches, Pixels
 
 
 def test_patches():

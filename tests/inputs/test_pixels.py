@@ -7,11 +7,7 @@ from inputs.cases import B
 from inputs.definitions import close, fourier, line
 
 from accuracy import draw_parameters
-from perceivers.inputs import (
-    LearnedPixels,
-    Located,
-    Pixels,
-)
+from perceivers.inputs import LearnedPixels, Located, Pixels
 from perceivers.position import crop_coordinates
 
 

@@ -5,12 +5,7 @@ import torch
 from inputs.cases import B
 from inputs.definitions import fourier
 
-from perceivers.inputs import (
-    Events,
-    Located,
-    Pixels,
-    Points,
-)
+from perceivers.inputs import Events, Located, Pixels, Points
 
 
 @pytest.mark.parametrize("values", [0, 2])
@@ -26,6 +21,10 @@ def test_points(values):
         for b in range(B)
     ]
     torch.testing.assert_close(group.encoded(), torch.tensor(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_published_width():
+    assert Points(resolution=2240).num_channels == 387  # of ModelNet40; other published inputs: tests/test_presets.py
 
 
 def test_events_everywhere_are_pixels():

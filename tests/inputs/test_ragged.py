@@ -4,17 +4,7 @@ import pytest
 import torch
 
 from accuracy import IMPLEMENTATIONS, draw_parameters
-from perceivers.inputs import (
-    Events,
-    Located,
-    Patches,
-    Pixels,
-    Points,
-    TokenIds,
-    Waveform,
-    packed,
-    pad_ragged,
-)
+from perceivers.inputs import Events, Located, Patches, Pixels, Points, TokenIds, Waveform, packed, pad_ragged
 from perceivers.layers import CrossAttention
 
 everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -40,10 +30,7 @@ RAGGED = {
         lambda: arrays((2, 4, 6), (2, 8, 3), (2, 2, 12)),
     ),
     "audio": (lambda: Waveform(num_samples=8, samples_per_patch=4, num_bands=2), lambda: arrays((1, 8), (1, 16), (1, 4))),
-    "ids": (
-        lambda: TokenIds(vocab_size=9, max_length=8, dim=5),
-        lambda: [torch.randint(9, (n,)) for n in (5, 8, 1)],
-    ),
+    "ids": (lambda: TokenIds(vocab_size=9, max_length=8, dim=5), lambda: [torch.randint(9, (n,)) for n in (5, 8, 1)]),
     "points": (lambda: Points(resolution=9, num_bands=2), lambda: arrays((3, 5), (3, 1), (3, 4))),
     "points_with_values": (
         lambda: Points(resolution=9, num_bands=2, num_values=2),

@@ -7,9 +7,7 @@ import torch
 from inputs.definitions import close
 
 from accuracy import draw_parameters
-from perceivers.inputs import (
-    Tabular,
-)
+from perceivers.inputs import Tabular
 
 
 @pytest.mark.parametrize("missing", ["mask", "token"])

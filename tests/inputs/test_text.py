@@ -4,10 +4,7 @@ import torch
 from inputs.definitions import close
 
 from accuracy import draw_parameters
-from perceivers.inputs import (
-    ByteTokenizer,
-    TokenIds,
-)
+from perceivers.inputs import ByteTokenizer, TokenIds
 
 
 def test_token_ids():

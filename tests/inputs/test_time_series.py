@@ -6,10 +6,7 @@ import torch
 from inputs.definitions import close, fourier
 
 from accuracy import draw_parameters
-from perceivers.inputs import (
-    Located,
-    TimeSeries,
-)
+from perceivers.inputs import Located, TimeSeries
 
 
 def test_time_series():

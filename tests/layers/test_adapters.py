@@ -11,8 +11,7 @@ from torch.nn.utils import parametrize
 from accuracy import IMPLEMENTATIONS, draw_parameters
 from perceivers import Perceiver, PerceiverIO, inputs, outputs
 from perceivers.layers import CrossAttention, Pooler, Resampler, SelfAttention
-from perceivers.layers.linear import Linear, known_affine, why_opaque
-from perceivers.layers.norm import RMSNorm, known_norm
+from perceivers.layers.norm import RMSNorm
 from perceivers.ops.tokens import Positions, Tokens
 
 OPAQUE = ("reference", "dense")  # implementations that call opaque projections
@@ -209,19 +208,6 @@ def test_adapters_of_other_kinds_are_called(peer):
             model(x)
 
 
-@pytest.mark.peer("peft")
-def test_large_biases_cost_no_accuracy(peer):
-    """The weight is the difference of two images; a bias a thousand times as large must not round it off."""
-    layer = nn.Sequential(Linear(32, 24))
-    with torch.no_grad():
-        layer[0].bias.fill_(1000.0)
-    lora = adapted(peer, layer, target_modules=["0"]).base_model.model[0]
-    weight, bias = known_affine(lora)
-    wanted = lora.base_layer.weight + lora.get_delta_weight("default")
-    assert (weight - wanted).abs().max() <= 2e-6 * wanted.abs().max()
-    assert torch.equal(bias, lora.base_layer.bias)
-
-
 # What can be done to a module without peft.
 
 
@@ -379,56 +365,3 @@ def test_quantised_layers_are_called():
     message = "implementation='absorbed' cannot do this: to_k is a torch.ao.nn.quantized.dynamic"
     with pytest.raises(ValueError, match=re.escape(message)):
         attention(latents, groups)
-
-
-def test_shapes_are_not_read_from_replaced_modules():
-    attention, latents, groups = sizes()
-    flops = attention.flops(7, 20)
-    for name in ("to_q", "to_k", "to_v", "to_out"):
-        setattr(attention, name, nn.Sequential(getattr(attention, name)))
-    attention.check(latents, groups)
-    assert attention.flops(7, 20) == flops
-    close(attention(latents, groups), by_hand(attention, latents, groups))
-
-
-class TestKnownAffine:
-    def test_linear_layers(self):
-        for layer in (Linear(3, 4), nn.Linear(3, 4, bias=False)):
-            weight, bias = known_affine(layer)
-            assert weight is layer.weight
-            assert bias is layer.bias
-            assert why_opaque("x", layer) is None
-
-    def test_parametrised(self):
-        layer = Linear(3, 4)
-        parametrize.register_parametrization(layer, "weight", Twice())
-        assert torch.equal(known_affine(layer)[0], 2 * layer.parametrizations.weight.original)
-
-    @pytest.mark.parametrize(
-        ("module", "reason"),
-        [
-            (nn.Identity(), "x is an Identity"),
-            (Doubled(3, 4), "x is a Doubled"),
-            (nn.Bilinear(3, 3, 3), "x is a Bilinear"),
-        ],
-    )
-    def test_others(self, module, reason):
-        assert known_affine(module) is None
-        assert why_opaque("x", module) == reason
-
-    def test_backward_hooks(self):
-        layer = Linear(3, 4)
-        layer.register_full_backward_hook(lambda *_: None)
-        assert known_affine(layer) is None
-
-
-def test_known_norms():
-    assert known_norm("x", None) is None
-    norm = nn.LayerNorm(3, eps=0.5)
-    known = known_norm("x", norm)
-    assert (known.weight, known.bias, known.eps, known.centred) == (norm.weight, norm.bias, 0.5, True)
-    known = known_norm("x", nn.RMSNorm(3))
-    assert (known.bias, known.eps, known.centred) == (None, torch.finfo(torch.float32).eps, False)
-    assert known_norm("x", nn.LayerNorm(3, elementwise_affine=False)) == "x is a LayerNorm"
-    assert known_norm("x", nn.LayerNorm((3, 4))) == "x is a LayerNorm"
-    assert known_norm("x", nn.BatchNorm1d(3)) == "x is a BatchNorm1d"

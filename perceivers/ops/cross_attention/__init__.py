@@ -16,6 +16,7 @@ Letters: B batch, H heads, N queries, M inputs, C channels of an encoded input, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -125,19 +126,7 @@ def cross_attention(
     return out if call.projected is None else out.to(call.projected.dtype)
 
 
-def partial(
-    q_BHNK: Tensor | EncodedQueries,
-    inputs: Sequence[Tokens],
-    norm: Norm | None,
-    w_k: Tensor | None,
-    b_k: Tensor | None,
-    w_v: Tensor | None,
-    b_v: Tensor | None,
-    *,
-    scale: float,
-    implementation: str = "separable",
-    project: OpaqueProjections | None = None,
-) -> Partial:
+def partial(*arguments: Any, implementation: str = "separable", **keywords: Any) -> Partial:
     """Attend to some of the inputs; the result can be merged with that of the others.
 
     ```python
@@ -146,17 +135,10 @@ def partial(
     ```
 
     Args:
-        q_BHNK: As in `cross_attention`, and so are the others.
-        inputs: The token groups of this piece.
-        norm: See `cross_attention`.
-        w_k: See `cross_attention`.
-        b_k: See `cross_attention`.
-        w_v: See `cross_attention`.
-        b_v: See `cross_attention`.
-        scale: See `cross_attention`.
+        *arguments: Those of `cross_attention`, with the token groups of this piece as inputs.
         implementation: An implementation with `partial`, such as "separable" or "reference"; the others do not return the sum
             of exponentials.
-        project: See `cross_attention`.
+        **keywords: Those of `cross_attention`.
 
     Returns:
         A `Partial`: float32, or float64 if the queries are.
@@ -164,33 +146,19 @@ def partial(
     Raises:
         ValueError: If the implementation is unknown or cannot compute this call.
     """
-    call = Call.of(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale=scale, project=project)
+    call = Call.of(*arguments, **keywords)
     run = _named(call, implementation, [name for name, row in IMPLEMENTATIONS.items() if row.partial]).partial
     assert run is not None
     return run(call)
 
 
-def explain(
-    q_BHNK: Tensor | EncodedQueries,
-    inputs: Sequence[Tokens],
-    norm: Norm | None,
-    w_k: Tensor | None,
-    b_k: Tensor | None,
-    w_v: Tensor | None,
-    b_v: Tensor | None,
-    *,
-    scale: float,
-    dropout_p: float = 0.0,
-    implementation: str = "auto",
-    project: OpaqueProjections | None = None,
-) -> str:
+def explain(*arguments: Any, implementation: str = "auto", **keywords: Any) -> str:
     """Return how `cross_attention` would compute this call, and why: a table of what each implementation costs.
 
     The arguments are those of `cross_attention`; nothing is computed.
     """
     one_of("implementation", implementation, choices())
-    call = Call.of(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale=scale, dropout_p=dropout_p, project=project)
-    return report(call, IMPLEMENTATIONS.values(), implementation)
+    return report(Call.of(*arguments, **keywords), IMPLEMENTATIONS.values(), implementation)
 
 
 def _named(call: Call, name: str, names: Sequence[str]) -> Implementation:

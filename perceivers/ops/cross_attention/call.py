@@ -82,7 +82,7 @@ class Call:
     @classmethod
     def of(
         cls,
-        queries: Tensor | EncodedQueries,
+        q_BHNK: Tensor | EncodedQueries,
         inputs: Sequence[Tokens],
         norm: Norm | None,
         w_k: Tensor | None,
@@ -104,7 +104,7 @@ class Call:
             raise ValueError("w_k or w_v is None and so is project: give both weights, or project")
         else:
             projection = Projections(norm, w_k, b_k, w_v, b_v)
-        return cls(queries, inputs, projection, scale, dropout_p, Shared() if shared is None else shared)
+        return cls(q_BHNK, inputs, projection, scale, dropout_p, Shared() if shared is None else shared)
 
     @property
     def heads(self) -> int:

@@ -8,40 +8,27 @@ Letters: B batch, H heads, N queries, M inputs, C channels, K width of queries a
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from perceivers.ops.cross_attention.call import Call
-from perceivers.ops.cross_attention.projections import Norm, OpaqueProjections
-from perceivers.ops.cross_attention.queries import EncodedQueries
 from perceivers.ops.tokens import Tokens
 
 PIECE = 16_384  # encoded inputs held at a time: 17 MB for an image with the 261 channels of a published model
 
 
 @torch.no_grad()
-def attention_maps(
-    q_BHNK: Tensor | EncodedQueries,
-    inputs: Sequence[Tokens],
-    norm: Norm | None,
-    w_k: Tensor | None,
-    b_k: Tensor | None,
-    w_v: Tensor | None,
-    b_v: Tensor | None,
-    *,
-    scale: float,
-    log_scores: bool = False,
-    project: OpaqueProjections | None = None,
-) -> Tensor:
+def attention_maps(*arguments: Any, log_scores: bool = False, **keywords: Any) -> Tensor:
     """Return the attention weights `[B, H, N, M]`, or their logarithms.
 
     A query with nothing to attend to has a map of zeros (-inf as logarithm). Gradients are not recorded.
     The arguments are those of `cross_attention`.
     """
-    call = Call.of(q_BHNK, inputs, norm, w_k, b_k, w_v, b_v, scale=scale, project=project)
+    call = Call.of(*arguments, **keywords)
     scores = _scores_by_keys if call.why_opaque() else _scores_by_folded_queries
-    pieces = [piece for group in inputs for piece in group.pieces(PIECE)]
+    pieces = [piece for group in call.inputs for piece in group.pieces(PIECE)]
     s_BHNM, start = None, 0
     for piece, piece_BHNM in zip(pieces, scores(call, pieces), strict=True):
         if s_BHNM is None:

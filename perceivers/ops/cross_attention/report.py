@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from perceivers.ops.cross_attention import kernel
 from perceivers.ops.cross_attention.call import Call
-from perceivers.ops.cross_attention.cost import Cost, unmeasured
-from perceivers.ops.cross_attention.implementation import Implementation
+from perceivers.ops.cross_attention.cost import unmeasured
+from perceivers.ops.cross_attention.implementation import Implementation, choose
 
 
 def report(call: Call, implementations: Iterable[Implementation], selected: str) -> str:
@@ -16,17 +16,13 @@ def report(call: Call, implementations: Iterable[Implementation], selected: str)
         implementations: The rows of the table.
         selected: A name, or "auto".
     """
-    reasons: dict[str, str | None] = {}
-    costs: dict[str, Cost | None] = {}
-    for row in implementations:
-        reasons[row.name] = row.refusal(call)
-        costs[row.name] = row.cost(call) if row.cost is not None and reasons[row.name] is None else None
+    rows = list(implementations)
+    reasons = {row.name: row.refusal(call) for row in rows}
+    costs = {row.name: None if row.cost is None or reasons[row.name] is not None else row.cost(call) for row in rows}
     chosen, why = selected, f"{selected!r} was selected by name"
     if selected == "auto":
-        known = {name: cost for name, cost in costs.items() if cost is not None}
-        why = unmeasured(call)
-        chosen = "dense" if why else min(known, key=lambda name: known[name].work)
-        why = why or "the least work, in FLOPs of a matrix product, relative to dense"
+        chosen = choose(call, rows).name
+        why = unmeasured(call) or "the least work, in FLOPs of a matrix product, relative to dense"
 
     itemsize, dense = call.projection.dtype.itemsize, costs["dense"]
     lines = [f"{'':2}{'implementation':16}{'GFLOPs':>10}{'exponentials':>15}{'MB held':>10}{'work':>8}"]

@@ -12,7 +12,7 @@ from perceivers.ops.cross_attention import IMPLEMENTATIONS, Call, EncodedQueries
 from perceivers.ops.cross_attention.implementation import choose
 from perceivers.ops.tokens import Positions, Tokens
 
-# Sizes of the published models (decoders whole and in chunks of 20,000 queries) and of `make bench`, and what is chosen.
+# What is chosen for the published models (decoders also in chunks of 20,000 and 1,000 queries) and for `make bench`.
 RECORDED = json.loads(Path(__file__).with_name("choices.json").read_text())
 
 
@@ -27,7 +27,7 @@ def chosen(dtype=torch.float32, **kwargs) -> str:
     [
         ("separable", {"grids": ((60, 70),), "content": 3, "table": 65, "k": 133, "v": 133, "queries": 128}),
         ("absorbed", {"grids": ((4200,),), "content": 3, "table": 33, "k": 133, "v": 133, "queries": 128}),  # one axis
-        ("absorbed", {"grids": ((14, 14),), "content": 16, "table": 17, "k": 128, "v": 128, "queries": 16}),  # small pictures
+        ("absorbed", {"grids": ((14, 14),), "content": 16, "table": 17, "k": 128, "v": 128, "queries": 16}),  # small images
         ("absorbed", {"grids": ((60, 70),), "content": 64, "table": 3, "k": 128, "v": 128, "queries": 128}),  # many channels
         ("dense", {"grids": ((14, 14),), "content": 64, "table": 65, "k": 16, "v": 16, "queries": 512, "heads": 8}),
     ],

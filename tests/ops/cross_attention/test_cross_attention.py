@@ -274,13 +274,13 @@ def test_shared(implementation):
     arguments = case.arguments(case.leaves) | {"implementation": implementation}
     shared = Shared()
     first = cross_attention(**arguments, shared=shared)
-    empty = vars(Shared())
-    made = {name: value for name, value in vars(shared).items() if value is not None and value is not shared.folded_keys}
-    made = {name: value for name, value in made.items() if not isinstance(empty[name], dict) or value}
+    made = {name: value for name, value in vars(shared).items() if value is not None and value != {}}
+    factors = dict(shared.factored)
     assert sorted(made) == SHARED.get(implementation, sorted(made))
     arguments["q_BHNK"] = arguments["q_BHNK"].flip(2) * 2
     second = cross_attention(**arguments, shared=shared)
     assert all(getattr(shared, name) is value for name, value in made.items())
+    assert all(shared.factored[g] is value for g, value in factors.items())
     torch.testing.assert_close(second, cross_attention(**arguments))
     assert (first - second).abs().max() > 0.1
     if made:  # the second call reads them: with others it gives something else

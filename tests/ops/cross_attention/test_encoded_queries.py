@@ -4,18 +4,20 @@ Broken on purpose, each seen to fail: c left out, the norm's bias left out of c,
 gradient of the first table written to the wrong rows, a tile's rows counted from zero.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import accuracy
 from accuracy import assert_accurate
 from perceivers import PerceiverIO, inputs, outputs
 from perceivers.ops.cross_attention import (
     IMPLEMENTATIONS,
     EncodedQueries,
-    Norm,
     OpaqueQueryProjection,
     QueryProjection,
     Shared,
@@ -27,90 +29,48 @@ from perceivers.ops.tokens import Positions, Tokens
 
 
 @dataclass
-class Case:
-    """One call in float64, with everything random and everything differentiable."""
+class Case(accuracy.Case):
+    """The other direction: what `accuracy.Case` makes the inputs of are the queries here, and latents are the inputs."""
 
-    grid: tuple[int, ...] = (9, 11)
-    batch: int = 2
-    heads: int = 1
     keys: int = 13
-    content: int = 3
-    table: int = 5
-    k: int = 16
     v: int = 9
-    norm: bool = True
-    centred: bool = True
-    bias: bool = True
-    indexed: bool = False
-    embedded: int | None = None
-    starts: list[int] | None = None
-    constant: bool = False
-    nothing: bool = False
-    leaves: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        leaves, width = self.leaves, 8
+        del leaves["q"]
         draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
-        width = self.embedded or self.content
-        starts = self.starts or [width + a * self.table for a in range(len(self.grid))]
-        channels = max([width, *(start + self.table for start in starts)]) + 2 * self.constant
-        self.leaves = {
-            "latents": draw(self.batch, self.keys, 8),
-            "w_q": 2 * draw(self.heads * self.k, channels) / channels**0.5,
-            "w_k": draw(self.heads * self.k, 8) / 8**0.5,
-            "w_v": draw(self.heads * self.v, 8) / 8**0.5,
-        }
-        if self.norm:
-            self.leaves |= {"gamma": 1 + 0.3 * draw(channels), "beta": draw(channels)}
+        leaves |= {"latents": draw(self.batch, self.keys, width), "w_q": 2 * leaves["w_k"]}
+        leaves |= {f"w_{x}": draw(self.heads * n, width) / width**0.5 for x, n in (("k", self.k), ("v", self.v))}
         if self.bias:
-            self.leaves |= {
-                "b_q": draw(self.heads * self.k),
-                "b_k": draw(self.heads * self.k),
-                "b_v": draw(self.heads * self.v),
-            }
-        self.leaves |= {f"table_{a}": draw(n, self.table) for a, n in enumerate(self.grid)}
-        if self.embedded:
-            self.leaves["embedding"] = draw(self.embedded, self.content)
-        if self.constant:
-            self.leaves["constant"] = draw(channels)
-        self.index = torch.stack([torch.randint(n, (self.batch, 60)) for n in self.grid], -1) if self.indexed else None
-        axes = [60] if self.indexed else self.grid
-        if self.content:
-            self.leaves["content"] = draw(self.batch, self.content, *axes)
-        self.empty = torch.empty(self.batch, 0, *axes)
-        self.cotangent = draw(self.batch, self.heads, self.empty[0, :].shape[1:].numel(), self.v)
+            leaves["b_q"] = draw(self.heads * self.k)
+        self.empty = leaves.pop("content_0") if self.content == 0 else None
+        self.cotangent = draw(self.batch, self.heads, self.num_queries, self.v)
 
-    def call(self, leaves: dict[str, Tensor], implementation: str) -> Tensor:
-        """Run the operation."""
-        return cross_attention(**self.arguments(leaves), implementation=implementation)
+    @property
+    def num_queries(self) -> int:
+        """The number of encoded queries."""
+        return 11 if self.indexed else prod(self.grids[0])
 
-    def arguments(self, leaves: dict[str, Tensor]) -> dict:
+    def arguments(self, leaves: dict[str, Tensor], **kwargs) -> dict[str, Any]:
         """Return leaves as arguments of `cross_attention`."""
-        positions = Positions([leaves[f"table_{a}"] for a in range(len(self.grid))], self.index, self.starts)
-        content = leaves.get("content", self.empty.to(leaves["w_q"].dtype))
-        tokens = Tokens(content, positions, None, leaves.get("embedding"), leaves.get("constant"))
-        norm = Norm(leaves["gamma"], leaves["beta"], centred=self.centred) if self.norm else None
-        queries = EncodedQueries(tokens, QueryProjection(norm, leaves["w_q"], leaves.get("b_q")), self.heads)
-        weights = {name: leaves.get(name) for name in ("w_k", "b_k", "w_v", "b_v")}
-        return {"q_BHNK": queries, "inputs": [Tokens.of(leaves["latents"])], "norm": None, **weights, "scale": self.k**-0.5}
-
-    def evaluate(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Returns the output and the gradient of every leaf."""
-        leaves = {name: leaf.to(dtype).requires_grad_() for name, leaf in self.leaves.items()}
-        out = self.call(leaves, implementation)
-        grads = torch.autograd.grad(out, list(leaves.values()), self.cotangent.to(out.dtype))
-        return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+        empty = {} if self.empty is None else {"content_0": self.empty.to(leaves["w_q"].dtype)}
+        arguments = super().arguments({"q": leaves["w_q"], **empty, **leaves}, **kwargs)
+        projection = QueryProjection(arguments["norm"], leaves["w_q"], leaves.get("b_q"))
+        queries = EncodedQueries(arguments["inputs"][0], projection, self.heads)
+        return arguments | {"q_BHNK": queries, "inputs": [Tokens.of(leaves["latents"])], "norm": None}
 
 
 CASES = {
     "grid": {},
     "positions alone": {"content": 0},
-    "video, heads": {"grid": (3, 4, 5), "heads": 3},
+    "video, heads": {"grids": ((3, 4, 5),), "heads": 3},
     "index list": {"indexed": True},
     "rms": {"centred": False},
     "no norm, no bias": {"norm": False, "bias": False},
     "added": {"embedded": 5, "starts": [0, 0], "constant": True},
     "padding": {"content": 0, "constant": True},
-    "one query": {"grid": (1, 1), "batch": 3},
+    "one query": {"grids": ((1, 1),), "batch": 3},
     "one key": {"keys": 1},
 }
 
@@ -152,7 +112,7 @@ def used(monkeypatch):
 
 
 def image_model(**arguments):
-    """Makes images out of images with one wide head."""
+    """Return a model from images to images with one wide head."""
     return PerceiverIO(
         inputs=inputs.Pixels(data_shape=[3, 12, 12], num_bands=4),
         outputs=outputs.Grid(axes=[40, 30], num_channels=3, num_bands=8),
@@ -222,7 +182,7 @@ def refusals() -> dict[str, tuple[dict, str]]:
     arguments = case.arguments(case.leaves)
     queries = arguments["q_BHNK"]
     opaque = OpaqueQueryProjection(queries.projection, "to_q is a table", torch.float64)
-    line = Tokens(case.leaves["content"].flatten(2), Positions([torch.randn(99, 10).double()]))
+    line = Tokens(case.leaves["content_0"].flatten(2), Positions([torch.randn(63, 14).double()]))
     per_sample = Positions([table.expand(2, -1, -1) for table in queries.tokens.tables])
     halves = {name: leaf.bfloat16() for name, leaf in case.leaves.items()}
     masked = Tokens.of(case.leaves["latents"], torch.rand(2, 13) > 0.3)
@@ -273,7 +233,7 @@ def test_folded_keys_are_shared_by_calls_with_the_same_projection():
 
 def test_holds_neither_scores_nor_queries():
     """200 x 200 queries of 384 channels and 128 keys: 20 MB of scores, 61 MB of queries; tiles are 1 MB."""
-    case = Case(grid=(200, 200), batch=1, keys=128, table=192, content=0, k=384, v=3)
+    case = Case(grids=((200, 200),), batch=1, keys=128, table=192, content=0, k=384, v=3)
     leaves = {name: leaf.float().requires_grad_() for name, leaf in case.leaves.items()}
     with torch.profiler.profile(profile_memory=True) as profile:
         case.call(leaves, "auto").sum().backward()

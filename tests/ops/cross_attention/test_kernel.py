@@ -87,14 +87,7 @@ def operands(dtype=torch.float32, queries=37, grid=(21, 35), samples=3):
     draw = lambda *shape: torch.randn(*shape, dtype=dtype)  # noqa: E731
     mask = torch.rand(samples, *grid) > 0.2
     rho = torch.rand(samples, *grid, dtype=dtype) + 0.5
-    return (
-        draw(samples, queries, sum(grid) + 3),
-        draw(samples, 3, *grid),
-        rho,
-        mask,
-        None,
-        list(grid),
-    )
+    return (draw(samples, queries, sum(grid) + 3), draw(samples, 3, *grid), rho, mask, None, list(grid))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
