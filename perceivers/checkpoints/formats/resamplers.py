@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.format import Configuration, Description, Format, Names, keys_and_values, numbered
 from perceivers.checkpoints.source import Source
 from perceivers.layers import Resampler
 
@@ -58,7 +58,6 @@ IP_ADAPTER = Layout(
     block={"inputs_norm.norm": "0.norm1", "attention_norm.norm": "0.norm2", **ATTENTION, **FEED_FORWARD},
     rest={
         "latents": "latents",
-        "embeddings": "pos_emb.weight",
         "project_inputs": "proj_in",
         "project_outputs": "proj_out",
         "norm": "norm_out",
@@ -102,8 +101,8 @@ IDEFICS = Layout(
     settings={"activation": "relu"},
 )
 LAYOUTS = (FLAMINGO, IP_ADAPTER, IDEFICS2, IDEFICS)
-# Learned embeddings of Flamingo: of images in flamingo-pytorch, of frames or images in open_flamingo.
-EMBEDDINGS = ("media_pos_emb", "frame_embs", "media_time_embs")
+# Learned embeddings: of IP-Adapter, of images in flamingo-pytorch, of frames or images in open_flamingo.
+EMBEDDINGS = ("pos_emb.weight", "media_pos_emb", "frame_embs", "media_time_embs")
 
 
 @dataclass(kw_only=True)
@@ -129,7 +128,10 @@ class Part(Description):
 
 def describe(source: Source) -> Part:
     """Return the resampler of a file or folder; in a folder, files without it are not opened."""
-    if source.config.get("model_type") == "idefics" and not _used(source.config):
+    config = source.config
+    settings = config.get("perceiver_config")
+    used = config.get("use_resampler") or (isinstance(settings, Mapping) and settings.get("use_resampler"))
+    if config.get("model_type") == "idefics" and not used:
         raise ValueError("use_resampler is not set, this model has no resampler")
     weights = source.weights(None if source.is_file else lambda name: "perceiver_resampler." in name)
     found = _found(weights)
@@ -142,19 +144,11 @@ def describe(source: Source) -> Part:
     ((prefix, layout),) = found
     theirs = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
     start = f"{prefix}{layout.blocks}."
-    numbers = {name.removeprefix(start).split(".")[0] for name in theirs if name.startswith(start)}
-    if numbers != {str(i) for i in range(len(numbers))}:
-        raise ValueError(f"{start}* are numbered {sorted(numbers)}, not 0 to {len(numbers) - 1}")
-    for number in numbers:
-        _merge_and_split(theirs, f"{start}{number}.", layout)
-    kind = source.config.get("model_type")
-    detail = f"the resampler of {kind}" if kind else ""
-    return Part(weights=theirs, detail=detail, layout=layout, prefix=prefix, depth=len(numbers), config=source.config)
-
-
-def _used(config: Mapping[str, Any]) -> bool:
-    settings = config.get("perceiver_config")
-    return bool((isinstance(settings, Mapping) and settings.get("use_resampler")) or config.get("use_resampler"))
+    depth = numbered(theirs, start)
+    for n in range(depth):
+        _merge_and_split(theirs, f"{start}{n}.", layout)
+    detail = f"the resampler of {config['model_type']}" if config.get("model_type") else ""
+    return Part(weights=theirs, detail=detail, layout=layout, prefix=prefix, depth=depth, config=config)
 
 
 def _found(names: Iterable[str]) -> list[tuple[str, Layout]]:
@@ -178,10 +172,8 @@ def _merge_and_split(theirs: dict[str, Tensor], block: str, layout: Layout) -> N
         theirs[f"{block}mlp.up_and_gate_proj.weight"] = torch.cat(parts)
         return
     if layout is not IDEFICS:
-        keys_and_values = pop("0.to_kv.weight")
-        if keys_and_values.ndim != 2 or len(keys_and_values) % 2:
-            raise ValueError(f"{block}0.to_kv.weight has shape {list(keys_and_values.shape)}: not keys and values")
-        theirs[f"{block}0.to_k.weight"], theirs[f"{block}0.to_v.weight"] = keys_and_values.chunk(2)
+        both = keys_and_values(f"{block}0.to_kv.weight", pop("0.to_kv.weight"))
+        theirs[f"{block}0.to_k.weight"], theirs[f"{block}0.to_v.weight"] = both
     for linear in (layout.block["feed_forward.linear_in"], layout.block["feed_forward.linear_out"]):
         weight = theirs.get(f"{block}{linear}.weight")
         if weight is not None and weight.ndim == 2:
@@ -242,7 +234,7 @@ def _heads(heads: int | None, head_dim: int | None, inner: int, usual: int) -> t
 
 def _embeddings(part: Part) -> str | None:
     """Return the name of the learned embeddings that are added to the inputs, without the prefix."""
-    added = [name for name in ("pos_emb.weight", *EMBEDDINGS) if part.prefix + name in part.weights]
+    added = [name for name in EMBEDDINGS if part.prefix + name in part.weights]
     if len(added) > 1:
         raise ValueError(f"it has {' and '.join(added)}, but Resampler adds one kind of embeddings: not supported")
     return added[0] if added else None
