@@ -25,14 +25,9 @@ from perceivers.perceiver_io import PerceiverIO
 from perceivers.presets import PRESETS
 
 # Ours: theirs, of one attention layer. Haiku numbers what has no name.
-LINEAR = {
-    "attention.to_q": "attention/linear",
-    "attention.to_k": "attention/linear_1",
-    "attention.to_v": "attention/linear_2",
-    "attention.to_out": "attention/linear_3",
-    "feed_forward.linear_in": "mlp/linear",
-    "feed_forward.linear_out": "mlp/linear_1",
-}
+LINEAR = {"attention.to_q": "attention/linear"}
+LINEAR |= {"feed_forward.linear_in": "mlp/linear", "feed_forward.linear_out": "mlp/linear_1"}
+LINEAR |= {f"attention.to_{name}": f"attention/linear_{n}" for n, name in enumerate(("k", "v", "out"), 1)}
 SELF_ATTENTION = {"attention_norm": "layer_norm", "feed_forward_norm": "layer_norm_1", **LINEAR}
 CROSS_NORMS = {"attention_norm": "layer_norm", "attention.inputs_norm": "layer_norm_1", "feed_forward_norm": "layer_norm_2"}
 CROSS_ATTENTION = {**CROSS_NORMS, **LINEAR}

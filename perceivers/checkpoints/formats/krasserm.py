@@ -32,15 +32,9 @@ POSITIONS = f"{ADAPTER}position_encoding.position_encoding"
 QUERY, HEAD, BIAS = "1.output_query_provider._query", "1.output_adapter.linear", "1.output_adapter.bias"
 # Of a Perceiver AR, in a file and in a folder.
 CAUSAL, CAUSAL_TYPE = "input_adapter.frq_pos_encoding.inv_freq", "perceiver-ar-"
-REFUSED = "it is a causal model of perceiver-io: this library has no Perceiver AR yet, only Perceiver and Perceiver IO"
 
 # Ours: theirs, of an attention and of the feed-forward behind it.
-ATTENTION = {
-    "attention.to_q": "attention.q_proj",
-    "attention.to_k": "attention.k_proj",
-    "attention.to_v": "attention.v_proj",
-    "attention.to_out": "attention.o_proj",
-}
+ATTENTION = {f"attention.to_{name}": f"attention.{name[0]}_proj" for name in ("q", "k", "v", "out")}
 CROSS = {"attention_norm": "q_norm", "attention.inputs_norm": "kv_norm", **ATTENTION}
 SELF = {"attention_norm": "norm", **ATTENTION}
 MLP = {"feed_forward_norm": "1.module.0", "feed_forward.linear_in": "1.module.1", "feed_forward.linear_out": "1.module.3"}
@@ -109,7 +103,7 @@ def describe(source: Source) -> Weights:
     wrapper = _wrapper(weights) or ""
     weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
     if kind.startswith(CAUSAL_TYPE) or CAUSAL in weights:
-        raise ValueError(REFUSED)
+        raise ValueError("it is a causal model: this library has no Perceiver AR yet, only Perceiver and Perceiver IO")
     settings = source.config.get("model_config") if kind else source.settings if wrapper == LIGHTNING else {}
     if not isinstance(settings, dict):
         raise ValueError(f"model_config={settings!r} must be a mapping: copy or download it again")

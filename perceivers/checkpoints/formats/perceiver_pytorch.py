@@ -30,14 +30,8 @@ Block = tuple[str, str]  # what the names of an attention and of its feed-forwar
 
 # Ours: theirs, of one attention and of one feed-forward. Only cross-attentions have `inputs_norm`. `to_k` and `to_v` are one
 # projection there.
-ATTENTION = {
-    "attention_norm": "norm",
-    "attention.inputs_norm": "norm_context",
-    "attention.to_q": "fn.to_q",
-    "attention.to_k": "fn.to_k",
-    "attention.to_v": "fn.to_v",
-    "attention.to_out": "fn.to_out",
-}
+ATTENTION = {"attention_norm": "norm", "attention.inputs_norm": "norm_context"}
+ATTENTION |= {f"attention.to_{name}": f"fn.to_{name}" for name in ("q", "k", "v", "out")}
 FEED_FORWARD = {"feed_forward_norm": "norm", "feed_forward.linear_in": "fn.net.0", "feed_forward.linear_out": "fn.net.2"}
 HEAD = {"norm": "to_logits.1", "head": "to_logits.2"}
 CROSS: Block = ("cross_attend_block.cross_attn.", "cross_attend_block.cross_ff.")

@@ -10,6 +10,7 @@ there and with one here get a bias of zero.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,19 +27,19 @@ class Layout(NamedTuple):
 
     Attributes:
         sign: A name that only this layout has.
-        blocks: What the names in its blocks start with.
         block: For our names in a block theirs.
         rest: For our other names theirs.
+        blocks: What the names in its blocks start with.
         head_dim: The usual width of a head.
         settings: Arguments of `Resampler` that are the same for all.
     """
 
     sign: str
-    blocks: str
-    block: dict[str, str]
-    rest: dict[str, str]
-    head_dim: int
-    settings: dict[str, Any]
+    block: Mapping[str, str]
+    rest: Mapping[str, str] = MappingProxyType({"latents": "latents", "norm": "norm"})
+    blocks: str = "layers"
+    head_dim: int = 96
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 FEED_FORWARD = {"feed_forward_norm.norm": "1.0", "feed_forward.linear_in": "1.1", "feed_forward.linear_out": "1.3"}
@@ -46,15 +47,11 @@ ATTENTION = {f"attention.to_{name}": f"0.to_{name}" for name in ("q", "k", "v", 
 
 FLAMINGO = Layout(
     sign="layers.0.0.norm_media.weight",
-    blocks="layers",
     block={"inputs_norm.norm": "0.norm_media", "attention_norm.norm": "0.norm_latents", **ATTENTION, **FEED_FORWARD},
-    rest={"latents": "latents", "norm": "norm"},
     head_dim=64,
-    settings={},
 )
 IP_ADAPTER = Layout(
     sign="layers.0.0.norm1.weight",
-    blocks="layers",
     block={"inputs_norm.norm": "0.norm1", "attention_norm.norm": "0.norm2", **ATTENTION, **FEED_FORWARD},
     rest={
         "latents": "latents",
@@ -69,7 +66,6 @@ IP_ADAPTER = Layout(
 )
 IDEFICS2 = Layout(
     sign="layers.0.input_context_norm.weight",
-    blocks="layers",
     block={
         "inputs_norm.norm": "input_context_norm",
         "attention_norm.norm": "input_latents_norm",
@@ -79,8 +75,6 @@ IDEFICS2 = Layout(
         "feed_forward.linear_in": "mlp.up_and_gate_proj",
         "feed_forward.linear_out": "mlp.down_proj",
     },
-    rest={"latents": "latents", "norm": "norm"},
-    head_dim=96,
     settings={"norm": "rms_norm", "activation": "swiglu"},
 )
 IDEFICS = Layout(
@@ -97,7 +91,6 @@ IDEFICS = Layout(
         "feed_forward.linear_out": "1.c_proj",
     },
     rest={"latents": "latents", "norm": "layer_norm"},
-    head_dim=96,
     settings={"activation": "relu"},
 )
 LAYOUTS = (FLAMINGO, IP_ADAPTER, IDEFICS2, IDEFICS)

@@ -293,16 +293,21 @@ class Machine:
                 stack.append(tuple(self.items()))
             case pickle.EMPTY_LIST:
                 stack.append([])
-            case pickle.APPEND:
-                self.extend([stack.pop()])
-            case pickle.APPENDS:
-                self.extend(self.items())
+            case pickle.APPEND | pickle.APPENDS:
+                items = self.items() if code == pickle.APPENDS else [stack.pop()]
+                if type(stack[-1]) is not list:
+                    raise RefusedError(f"it has {shown(stack[-1])} instead of a list")
+                stack[-1].extend(items)
             case pickle.EMPTY_DICT:
                 stack.append({})
-            case pickle.SETITEM:
-                self.assign([stack.pop(-2), stack.pop()])
-            case pickle.SETITEMS:
-                self.assign(self.items())
+            case pickle.SETITEM | pickle.SETITEMS:
+                items = self.items() if code == pickle.SETITEMS else [stack.pop(-2), stack.pop()]
+                if type(stack[-1]) is not dict:
+                    raise RefusedError(f"it has {shown(stack[-1])} instead of a dict")
+                # The hash of a tuple in a tuple, a million deep, ends the process.
+                if not all(isinstance(key, str | int | float | None) for key in items[::2]):
+                    raise RefusedError("it has a dict with keys that are neither text nor numbers")
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case pickle.MEMOIZE:
                 self.memo[len(self.memo)] = stack[-1]
             case pickle.GLOBAL:
@@ -324,21 +329,6 @@ class Machine:
                     built.attributes = state  # those of others are left out, such as the versions that a state_dict has
             case _:
                 raise RefusedError(f"it has the operation {code!r}, which parameters do not need")
-
-    def extend(self, items: list[Any]) -> None:
-        """Append to the list on top of the stack."""
-        if type(self.stack[-1]) is not list:
-            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a list")
-        self.stack[-1].extend(items)
-
-    def assign(self, items: list[Any]) -> None:
-        """Set entries of the dict on top of the stack."""
-        if type(self.stack[-1]) is not dict:
-            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a dict")
-        # The hash of a tuple in a tuple, a million deep, ends the process.
-        if not all(isinstance(key, str | int | float | None) for key in items[::2]):
-            raise RefusedError("it has a dict with keys that are neither text nor numbers")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def storage(self, kind: Any, cls: Any, key: Any, device: Any, length: Any, views: Any = None) -> Storage:
         """Return the storage of a persistent id of `torch.save`."""
