@@ -82,8 +82,9 @@ def their_state() -> dict[str, Tensor]:
     mlp = {**norm, "fn.net.0.weight": [64, 8], "fn.net.0.bias": [64], "fn.net.2.weight": [8, 32], "fn.net.2.bias": [8]}
     cross = {**attention, "fn.to_kv.weight": [16, 13], "norm_context.weight": [13], "norm_context.bias": [13]}
     blocks = {"0": cross, "1": mlp, "2.0.0": {**attention, "fn.to_kv.weight": [16, 8]}, "2.0.1": mlp}
-    shapes = {f"layers.0.{block}.{part}": shape for block, parts in blocks.items() for part, shape in parts.items()}
-    shapes |= {"latents": [4, 8], "to_logits.1.weight": [8], "to_logits.1.bias": [8]}
+    shapes = {"latents": [4, 8]}  # the first storage, as `claims` needs it
+    shapes |= {f"layers.0.{block}.{part}": shape for block, parts in blocks.items() for part, shape in parts.items()}
+    shapes |= {"to_logits.1.weight": [8], "to_logits.1.bias": [8]}
     shapes |= {"to_logits.2.weight": [3, 8], "to_logits.2.bias": [3]}
     return {name: torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape) for name, shape in shapes.items()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints.hostile import FAMILIES, MARK, OPCODES, STORAGES, WHOLE, Case, load_theirs, their_state
+from checkpoints.hostile import FAMILIES, MARK, STORAGES, WHOLE, Case, load_theirs, their_state
 from checkpoints.measured import measured
 from checkpoints.opcodes import legacy, zipped
 from safetensors.torch import save_file
@@ -57,9 +57,8 @@ def test_what_they_are_made_of_is_whole(form, tmp_path):
         save_file(their_state(), path)
     else:
         path.write_bytes({"zipped": zipped, "legacy": legacy}[form](WHOLE, STORAGES))
-    assert load_theirs(path).state_dict().keys()
     assert torch.equal(load_theirs(path).encoder.latents, their_state()["latents"])
-    assert OPCODES.keys() == their_state().keys()
+    assert len(STORAGES[0]) == 4 * their_state()["latents"].numel()
     assert sum(share for share, _ in FAMILIES.values()) == 100
 
 
