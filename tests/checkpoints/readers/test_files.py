@@ -125,6 +125,7 @@ def test_what_is_not_read(save, tmp_path):
         ({1: torch.zeros(2)}, "no tensors under names"),
         ({"a": torch.zeros(0)}, "is empty"),
         ({"a": torch.zeros(1).expand(1000)}, "more numbers than are stored"),
+        ({str(i): view for i, view in enumerate(torch.zeros(100).unfold(0, 50, 1))}, "tensors overlap"),
         ({"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.complex64)}, "damaged"),
         ({"a": torch.device("cpu")}, "no tensors under names"),
         ({"a": Path("x")}, "calls pathlib"),
