@@ -5,14 +5,18 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from functools import partial
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from accuracy import draw_parameters
 from perceivers import Perceiver, create_model
+from perceivers.pretrained import without_storage
 
 SMALL = {
     "data_shape": [1, 6, 5],
@@ -224,3 +228,24 @@ def test_from_the_hub_reads_these_files(saved, model, monkeypatch):
     assert asked == [("someone/digits", name, "v1") for name in ("config.json", "model.safetensors", "preprocessing.json")]
     x = torch.randn(2, 1, 6, 5)
     assert torch.equal(again(x), model(x))
+
+
+def test_models_that_a_file_is_too_small_for():
+    def layers(count):
+        return nn.ModuleList(nn.Linear(2, 2) for _ in range(count))
+
+    assert len(without_storage(lambda: layers(10), 20, "file").state_dict()) == 20
+    for count in (100, 10**9):
+        with pytest.raises(ValueError, match="file: the configuration is of a model with many more tensors than the 20"):
+            without_storage(partial(layers, count), 20, "file")
+    assert len(layers(100)) == 100  # afterwards there is no limit
+
+    def make():
+        others = threading.Thread(target=lambda: done.append(len(layers(1000))))
+        others.start()
+        others.join()
+        return layers(1)
+
+    done: list[int] = []
+    without_storage(make, 2, "file")  # what other threads make does not count
+    assert done == [1000]

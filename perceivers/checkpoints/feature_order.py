@@ -3,9 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MEETING_INPUTS = ("inputs_norm", "to_k.weight", "to_v.weight")
-MEETING_QUERIES = ("decoder.attention_norm", "decoder.attention.to_q.weight")
-
 
 def orders(arguments: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     """Return their column for each of ours, for what the names of our tensors that meet encoded inputs start with.
@@ -16,11 +13,17 @@ def orders(arguments: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     order = columns_of(arguments["inputs"])
     if order is None:
         return {}
-    crosses = {use for use in arguments["layers_indice"] if use is not None}
-    ours = [f"encoder.cross_attentions.{use}.attention.{name}" for use in crosses for name in MEETING_INPUTS]
+    found = of_cross_attentions(arguments["layers_indice"], order)
     if arguments["outputs"]["kind"] == "PerInput":  # queries are encoded inputs
-        ours += MEETING_QUERIES
-    return dict.fromkeys(ours, order)
+        found |= dict.fromkeys(("decoder.attention_norm", "decoder.attention.to_q.weight"), order)
+    return found
+
+
+def of_cross_attentions(layers_indice: Sequence[int | None], order: Sequence[int]) -> dict[str, Sequence[int]]:
+    """Return this order for what meets encoded inputs in the cross-attentions of the encoder."""
+    parts = ("inputs_norm", "to_k.weight", "to_v.weight")
+    uses = {use for use in layers_indice if use is not None}
+    return {f"encoder.cross_attentions.{use}.attention.{part}": order for use in uses for part in parts}
 
 
 def columns_of(inputs: Mapping[str, Any]) -> list[int] | None:

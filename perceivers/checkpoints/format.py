@@ -5,7 +5,7 @@ is the same for all: every tensor of theirs is used and every one of ours filled
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,6 +38,22 @@ class Description:
             needed = " or ".join(map(str, axes))
             raise ValueError(f"{name} has shape {shape}, but {needed} axes are needed, none of them empty")
         return shape
+
+
+def numbered(names: Iterable[str], start: str) -> int:
+    """Return how many numbers follow in names with this start, which must be 0, 1, 2 and so on."""
+    found = {name.removeprefix(start).split(".")[0] for name in names if name.startswith(start)}
+    if missing := {str(i) for i in range(len(found))} - found:
+        raise ValueError(f"{start}{min(missing)} is missing: the file is not complete")
+    return len(found)
+
+
+def keys_and_values(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the halves of the weight of one linear layer that makes keys and values."""
+    if weight.ndim != 2 or len(weight) % 2:
+        raise ValueError(f"{name} has shape {list(weight.shape)}: not keys and values")
+    half = len(weight) // 2
+    return weight[:half], weight[half:]
 
 
 class Configuration(NamedTuple):

@@ -60,7 +60,8 @@ def save(model: Pretrained, path: str | Path, example: Any = None, mask: Any = N
     copied: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in weights}).eval()  # another module, the same weights
     copied.set_attention_implementation("dense")
     with torch.no_grad():
-        outputs = [f"output{_name(at)}" for at, _ in tree_flatten_with_path(copied(*arguments))[0]]
+        places = [keystr(place) for place, _ in tree_flatten_with_path(copied(*arguments))[0]]
+    outputs = ["output" + place.replace("['", "_").replace("']", "") for place in places]  # "['audio']" becomes "_audio"
     shapes = tree_map(lambda leaf: dict.fromkeys(range(leaf.ndim), Dim.AUTO) if isinstance(leaf, Tensor) else None, arguments)
     try:
         with torch.no_grad(), _quiet():
@@ -128,11 +129,6 @@ def _axes(config: Mapping[str, Any], example: Tensor) -> Sequence[int]:
     if shape is not None:
         return example.shape[example.ndim + 1 - len(shape) :]
     return example.shape[2 if example.dtype.is_floating_point else 1 :]
-
-
-def _name(place: Any) -> str:
-    """Return the name of a place in nested dicts: `_` and each of its keys."""
-    return keystr(place).replace("['", "_").replace("']", "")
 
 
 def _shape(value: Any) -> list[int | str]:

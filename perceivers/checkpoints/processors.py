@@ -50,16 +50,9 @@ def labels_of(config: Mapping[str, Any]) -> list[str]:
 def read(
     config: Mapping[str, Any], labels: Sequence[str], processor: Mapping[str, Any] | None, source: str
 ) -> dict[str, Any] | None:
-    """Describe the preprocessing of a model of transformers.
+    """Return the description of a model's preprocessing, by its configuration, the names of its classes, and its processor.
 
-    Args:
-        config: Its configuration.
-        labels: The names of its classes, as `labels_of` returns them.
-        processor: Its `preprocessor_config.json`, or `None` if it has none.
-        source: Where they come from, for messages.
-
-    Returns:
-        The description, or `None` if there is no preprocessing for it here, with a warning if there is a processor.
+    It is `None` if there is no such preprocessing here, with a warning that names the source if there is a processor.
     """
     head = config["architectures"][0]
     task = TASKS.get(str(config.get("problem_type")), "regression" if len(labels) == 1 else "classification")

@@ -20,6 +20,8 @@ INDEX = ".index.json"  # names the files that large models are split into
 class Source:
     """What a model is loaded from; each part is read once, when it is first needed.
 
+    All parts raise `ValueError` if a file is missing or damaged.
+
     Attributes:
         name: The path or name, for messages.
     """
@@ -50,11 +52,7 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The `config.json` of a folder or repository; empty for a file.
-
-        Raises:
-            ValueError: If it is missing or damaged.
-        """
+        """The `config.json` of a folder or repository; empty for a file."""
         return {} if self.is_file else read_json(self._find(CONFIG))
 
     @cached_property
@@ -72,9 +70,6 @@ class Source:
 
         Args:
             wanted: True for the names to read. Defaults to all; files of an index without any of them are not opened.
-
-        Raises:
-            ValueError: If a file is missing or damaged.
         """
         if self.is_file:
             return dict(self._file.weights)
@@ -92,11 +87,7 @@ class Source:
         return weights
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """Return a file of JSON of a folder or repository, or `None` if there is none.
-
-        Raises:
-            ValueError: If it is damaged.
-        """
+        """Return a file of JSON of a folder or repository, or `None` if there is none."""
         if self._path.is_dir():
             return read_json(self._path / name) if (self._path / name).is_file() else None
         try:

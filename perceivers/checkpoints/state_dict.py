@@ -36,6 +36,15 @@ def in_their_order(name: str, tensor: Tensor, orders: Mapping[str, Sequence[int]
     return torch.empty_like(tensor).index_copy_(-1, torch.tensor(order[1], device=tensor.device), tensor)
 
 
+def counterpart_class(model: Any, classes: Mapping[tuple[str, str], str], project: str) -> str:
+    """Return the other project's class for the kinds of inputs and outputs of a model; raise `ValueError` if it has none."""
+    inputs, outputs = (model.config.get(name, {}).get("kind") for name in ("inputs", "outputs"))
+    if (inputs, outputs) not in classes:
+        what = f"{type(model).__name__} with inputs {inputs} and outputs {outputs}"
+        raise ValueError(f"{project} does not have a {what}, only {sorted(classes)}")
+    return classes[inputs, outputs]
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     """Yield what two configurations differ in, except dropout and image sizes, which no weight depends on."""
     for key, value in ours.items():

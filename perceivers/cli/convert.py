@@ -16,16 +16,17 @@ def main(arguments: list[str]) -> int:
     Raises:
         ValueError: If SOURCE cannot be loaded, DESTINATION already exists, or the format cannot express the model.
     """
-    parser = argparse.ArgumentParser(prog="perceivers convert", description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or the name of a repository on the hub")
-    parser.add_argument(
-        "destination",
-        metavar="DESTINATION",
-        type=Path,
-        help="folder to write; for perceiver-pytorch a .safetensors or .pt file, for ONNX a file",
+    parser = argparse.ArgumentParser(
+        prog="perceivers convert",
+        description="Convert a model of any known format to this library's, transformers', perceiver-pytorch's, or ONNX.",
+        epilog="Examples: perceivers convert deepmind/vision-perceiver-fourier folder;"
+        " perceivers convert model.pt folder --max-freq 10; perceivers convert folder model.onnx --to onnx",
     )
-    parser.add_argument("--to", choices=SAVERS, default="perceivers", help="default: %(default)s")
-    parser.add_argument("--mask", action="store_true", help="for ONNX: with an input for the mask")
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or the name of a repository on the hub")
+    destination = "the new folder; for perceiver-pytorch a .safetensors or .pt file, for ONNX a .onnx file"
+    parser.add_argument("destination", metavar="DESTINATION", type=Path, help=destination)
+    parser.add_argument("--to", choices=SAVERS, default="perceivers", help="the format to write (default: %(default)s)")
+    parser.add_argument("--mask", action="store_true", help="add an input for the mask, with --to onnx only")
     add_options(parser)
     chosen = vars(parser.parse_args(arguments))
     source, destination, form, mask = (chosen.pop(name) for name in ("source", "destination", "to", "mask"))
@@ -36,24 +37,26 @@ def main(arguments: list[str]) -> int:
     model = from_pretrained(source, **given(chosen))
     for line in SAVERS[form](model, destination, mask):
         print(line)
-    print(f"{destination}: {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
+    print(f"wrote {destination}: {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters")
     return 0
 
 
 def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the options for what files of other formats do not specify; return the parser."""
-    group = parser.add_argument_group("what files of perceiver-pytorch do not specify, as the model was made there")
+    group = parser.add_argument_group(
+        "perceiver-pytorch", "Its files do not specify these: give the arguments that the model was made with."
+    )
     group.add_argument("--max-freq", type=float)
     for name in ("num-freq-bands", "input-channels", "input-axis", "cross-heads", "latent-heads"):
         group.add_argument(f"--{name}", type=int)
     group.add_argument("--frequency-base", type=_spacing, metavar="BASE|linear")
     group.add_argument("--fourier-encode-data", action=argparse.BooleanOptionalAction)
     group = parser.add_argument_group(
-        "what state_dicts of perceiver-io do not specify, as JSON, such as '{\"num_cross_attention_heads\": 1}'"
+        "perceiver-io", "A state_dict does not specify these settings, which are JSON: '{\"num_cross_attention_heads\": 1}'."
     )
     for name in ("encoder", "decoder"):
         group.add_argument(f"--{name}", type=json.loads, metavar="SETTINGS")
-    group = parser.add_argument_group("what files with the resampler of a larger model do not specify")
+    group = parser.add_argument_group("resamplers", "Files with the resampler of a larger model do not specify one of these.")
     for name in ("heads", "head-dim"):
         group.add_argument(f"--{name}", type=int)
     return parser

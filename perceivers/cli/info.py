@@ -23,16 +23,17 @@ def main(arguments: list[str]) -> int:
     Raises:
         ValueError: If MODEL cannot be loaded.
     """
-    parser = argparse.ArgumentParser(prog="perceivers info", description="What is installed here, or what a model is.")
+    parser = argparse.ArgumentParser(prog="perceivers info", description="Print what is installed here, or describe a model.")
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a folder, a file, or the name of a repository on the hub")
-    parser.epilog = "What a file does not specify is given as to perceivers convert, such as --max-freq."
+    parser.epilog = "Files of some formats need options, such as --max-freq: see perceivers info MODEL --help."
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(arguments)
         print("\n".join(here()))
         return 0
     from perceivers.cli.convert import add_options, given
 
-    options = add_options(argparse.ArgumentParser(prog="perceivers info MODEL")).parse_args(arguments[1:])
+    parser = argparse.ArgumentParser(prog="perceivers info MODEL", description="Describe a model.")
+    options = add_options(parser).parse_args(arguments[1:])
     print("\n".join(of(arguments[0], **given(vars(options)))))
     return 0
 
@@ -74,18 +75,18 @@ def of(source: str, **options: Any) -> list[str]:
     state = model.state_dict().values()
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state})
     size = sum(tensor.nbytes for tensor in state)
-    lines = [f"{source}: {form}", "", type(model).__name__, *_settings(model.config, 1), ""]
+    lines = [source, f"format: {form}", "", type(model).__name__, *_settings(model.config, 1), ""]
     if model.model_name is not None:
         lines.append(f"published as: {model.model_name}")
     lines.append(f"parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
     lines.append(
-        f"memory of the weights: {size / 1e6:,.1f} MB, {', '.join(types)}; a pass needs more, depending on the batch size"
+        f"memory of the weights: {size / 1e6:,.1f} MB, {', '.join(types)} (activations need more, depending on the batch size)"
     )
     lines += _of_a_sample(model)
     known = model.preprocessing or {}
     labels = known.get("labels")
     if not isinstance(labels, list):
-        return [*lines, "labels and preprocessing: none with the model"]
+        return [*lines, "labels and preprocessing: not saved with this model"]
     shown = ", ".join(map(str, labels[:8])) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
     lines.append(f"labels: {len(labels)}: {shown}")
     rest = {name: value for name, value in known.items() if name != "labels"}
@@ -100,13 +101,13 @@ def _of_a_sample(model: Any) -> Iterator[str]:
     with torch.device("meta"):  # the sample may be too large to be made
         sample = type(model)(**model.config).example(1)
     if sample is None:
-        yield "FLOPs: they depend on the sample, whose size the model does not fix"
+        yield "FLOPs: unknown, because the model does not fix the size of a sample"
         return
     parts = sample if isinstance(sample, Mapping) else {"": sample}
     shapes = ", ".join(f"{name} {list(part.shape[1:])}".strip() for name, part in parts.items())
-    yield f"FLOPs of one sample, {shapes}: {model.flops(sample):,}, with dense cross-attention"
+    yield f"FLOPs of one sample of shape {shapes}: {model.flops(sample):,} with dense cross-attention"
     if sum(part.numel() for part in parts.values()) <= LARGEST:
-        yield "cross-attention of one sample:"
+        yield "how cross-attention is computed for one sample:"
         dtype = next(model.parameters()).dtype
         zeros = lambda x: torch.zeros_like(x, dtype=dtype if x.is_floating_point() else None, device="cpu")  # noqa: E731
         with torch.inference_mode():

@@ -323,7 +323,7 @@ def test_positions_are_those_of_the_notebooks():
         configs = {head: create_model(preset).config for head, (preset, _) in PUBLISHED.items()}
     for head in ("fourier", "conv", "flow"):
         c = published[head]
-        assert configs[head]["inputs"]["resolution"] == list(getattr(c, "resolution", c.picture))
+        assert configs[head]["inputs"]["resolution"] == list(getattr(c, "resolution", c.size))
         assert configs[head]["inputs"]["num_bands"] == c.bands
     c = published["multimodal"]
     frames, height, width = c.video

@@ -172,7 +172,9 @@ def test_published_sizes(name, parameters):
         encoder = described["config"]["model_config"]["encoder"]
         axes = encoder["image_shape"][:2]
         state[f"backend_model.{POSITIONS}"] = torch.from_numpy(fourier(axes, encoder["num_frequency_bands"])).float()
-    model = krasserm.load_folder(described["config"], state, name)
+    source = Source.of(state, name)
+    source.config = described["config"]
+    model = krasserm.FOLDER.load(source)[0]
     assert sum(p.numel() for p in model.parameters()) == parameters
     with torch.device("meta"):
         assert model.config == create_model(name).config | {"activation": "gelu"}

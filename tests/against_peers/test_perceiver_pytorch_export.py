@@ -12,7 +12,7 @@ from perceivers.checkpoints.readers.files import read
 pytestmark = pytest.mark.peer("perceiver_pytorch")
 COMMON = {"num_latent_tokens": 5, "dim": 12, "heads": 3, "cross_heads": 2, "bias": "out", "activation": "geglu"}
 POSITIONS = {"num_bands": 3, "resolution": 10, "frequency_base": None}
-PICTURE = {**COMMON, **POSITIONS, "data_shape": [2, 5, 4], "head_dim": 6, "cross_head_dim": 5, "final_norm": True}
+IMAGE = {**COMMON, **POSITIONS, "data_shape": [2, 5, 4], "head_dim": 6, "cross_head_dim": 5, "final_norm": True}
 IO = {**COMMON, "ff_dim_scale": 4, "qk_channels": 18, "cross_qk_channels": 10}
 DECODER = {"decoder_heads": 2, "decoder_qk_channels": 10, "decoder_query_residual": False}
 SHARED = {"layers_indice": [0, 1, 1], "num_latent_transformers_in_layers": [2, 2]}
@@ -21,24 +21,24 @@ FEATURES = {"kind": "Features", "dim": 7}
 TEXT = {"kind": "TokenIds", "vocab_size": 11, "max_length": 9, "dim": 8}
 
 MODELS = {
-    "shared": lambda: Perceiver(**PICTURE, **SHARED, num_classes=6),
-    "apart": lambda: Perceiver(**PICTURE, layers_indice=[0, 1], num_latent_transformers_in_layers=[1, 1], num_classes=6),
+    "shared": lambda: Perceiver(**IMAGE, **SHARED, num_classes=6),
+    "apart": lambda: Perceiver(**IMAGE, layers_indice=[0, 1], num_latent_transformers_in_layers=[1, 1], num_classes=6),
     "stacks of one": lambda: Perceiver(
-        **PICTURE,
+        **IMAGE,
         layers_indice=[0, None, 1, None],
         latent_layers_indice=[0, 1, 2, 3],
         num_latent_transformers_in_layers=[1, 1, 1, 1],
         num_classes=6,
     ),
     "no latent transformers": lambda: Perceiver(
-        **{**PICTURE, "heads": 1, "head_dim": 1},
+        **{**IMAGE, "heads": 1, "head_dim": 1},
         layers_indice=[0, 1, 1],
         latent_layers_indice=[0, 0, 0],
         num_latent_transformers_in_layers=[0],
         num_classes=6,
     ),
-    "signal without bands": lambda: Perceiver(**{**PICTURE, "data_shape": [2, 7], "num_bands": 0}, **SHARED, num_classes=6),
-    "no head": lambda: Perceiver(**{**PICTURE, "final_norm": False}, **SHARED),
+    "signal without bands": lambda: Perceiver(**{**IMAGE, "data_shape": [2, 7], "num_bands": 0}, **SHARED, num_classes=6),
+    "no head": lambda: Perceiver(**{**IMAGE, "final_norm": False}, **SHARED),
     "features": lambda: PerceiverIO(
         **IO,
         **SHARED,

@@ -36,7 +36,7 @@ class Head:
     indices: Any = None
 
 
-PICTURE = lambda *axes: lambda: 3 * torch.randn(2, 3, *axes)  # noqa: E731
+IMAGE = lambda *axes: lambda: 3 * torch.randn(2, 3, *axes)  # noqa: E731
 WIDTHS = {"num_latents": 6, "d_latents": 32, "num_self_attends_per_block": 2, "num_blocks": 3, "num_labels": 5}
 ONE_HEAD = {**WIDTHS, "num_cross_attention_heads": 1, "num_self_attention_heads": 4}
 LANGUAGE = {**WIDTHS, "d_model": 24, "max_position_embeddings": 11, "vocab_size": 13, "qk_channels": 16, "v_channels": 32}
@@ -45,9 +45,9 @@ IDS = lambda: torch.randint(13, (2, 11))  # noqa: E731
 HEADS = {
     "PerceiverForMaskedLM": Head(config=LANGUAGE, x=IDS, mask=True),
     "PerceiverForSequenceClassification": Head(config=LANGUAGE, x=IDS, mask=True),
-    "PerceiverForImageClassificationLearned": Head(config={**ONE_HEAD, "image_size": 7}, x=PICTURE(7, 7)),
-    "PerceiverForImageClassificationFourier": Head(config=ONE_HEAD, x=PICTURE(9, 12)),
-    "PerceiverForImageClassificationConvProcessing": Head(config=ONE_HEAD, x=PICTURE(30, 41)),
+    "PerceiverForImageClassificationLearned": Head(config={**ONE_HEAD, "image_size": 7}, x=IMAGE(7, 7)),
+    "PerceiverForImageClassificationFourier": Head(config=ONE_HEAD, x=IMAGE(9, 12)),
+    "PerceiverForImageClassificationConvProcessing": Head(config=ONE_HEAD, x=IMAGE(30, 41)),
     "PerceiverForOpticalFlow": Head(
         config={**ONE_HEAD, "train_size": (6, 7)},
         x=lambda: 3 * torch.randn(2, 3, 2, 6, 7),
@@ -268,7 +268,7 @@ def test_convert(peer, tmp_path, capsys):
     theirs, ours = build(peer, "PerceiverForImageClassificationLearned", torch.float32, tmp_path / "theirs")
     x = torch.randn(2, 3, 7, 7)
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
-    assert "PerceiverIO of" in capsys.readouterr().out
+    assert "PerceiverIO with" in capsys.readouterr().out
     torch.testing.assert_close(PerceiverIO.from_pretrained(tmp_path / "ours")(x), ours(x))
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "transformers"]) == 0
     again = peer.PerceiverForImageClassificationLearned.from_pretrained(tmp_path / "back").eval()

@@ -41,17 +41,13 @@ def storage(key: bytes, count: Any, kind: str = "torch.FloatStorage", word: str 
 
 
 def view(of: bytes, shape: list[Any], strides: list[Any], offset: Any = 0) -> bytes:
-    hooks = called("collections.OrderedDict")
-    arguments = (of, number(offset), numbers(*shape), numbers(*strides), pickle.NEWFALSE, hooks)
+    arguments = (of, number(offset), numbers(*shape), numbers(*strides), pickle.NEWFALSE, called("collections.OrderedDict"))
     return called("torch._utils._rebuild_tensor_v2", *arguments)
 
 
-def tensor(
-    key: str, count: Any, shape: list[Any], strides: list[Any] | None = None, offset: Any = 0, kind: str = "Float"
-) -> bytes:
+def tensor(key: str, count: Any, shape: list[Any], strides: Any = None, offset: Any = 0, kind: str = "Float") -> bytes:
     """A tensor of a storage in the file."""
-    if strides is None:
-        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))] if strides is None else strides
     return view(storage(text(key), count, f"torch.{kind}Storage"), shape, strides, offset)
 
 

@@ -201,7 +201,7 @@ def test_convert_text_with_a_mask(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "ours"), str(path), "--to", "onnx", "--mask"]) == 0
     lengths = "[batch, x_axis_1]"
     assert capsys.readouterr().out.startswith(
-        f"x: {lengths}\nmask: {lengths}\noutput: [batch, x_axis_1, 9]\n{path}: PerceiverIO"
+        f"x: {lengths}\nmask: {lengths}\noutput: [batch, x_axis_1, 9]\nwrote {path}: PerceiverIO"
     )
     model = PerceiverIO.from_pretrained(tmp_path / "ours")
     assert_varies(assert_same(model, path, *masked(torch.randint(9, (3, 15)), (15,)))[0])

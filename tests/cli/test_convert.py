@@ -19,7 +19,7 @@ def test_options_reach_the_format(theirs, tmp_path, capsys):
     count = sum(tensor.numel() for tensor in their_state().values())
     options = ["--max-freq=6", "--frequency-base=2", "--input-axis=2", "--latent-heads=2"]
     assert main(["convert", theirs, str(tmp_path / "ours"), *options]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'ours'}: Perceiver of {count:,} parameters\n"
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'ours'}: Perceiver with {count:,} parameters\n"
     config = from_pretrained(tmp_path / "ours").config
     assert (config["resolution"], config["frequency_base"], config["heads"]) == ([6, 6], 2, 2)
     for more, message in ([], "max_freq is missing"), (["--mask"], "--mask is for --to onnx, not perceivers"):

@@ -25,27 +25,16 @@ from perceivers.perceiver_io import PerceiverIO
 from perceivers.presets import PRESETS
 
 # Ours: theirs, of one attention layer. Haiku numbers what has no name.
-LINEAR = {
-    "attention.to_q": "attention/linear",
-    "attention.to_k": "attention/linear_1",
-    "attention.to_v": "attention/linear_2",
-    "attention.to_out": "attention/linear_3",
-    "feed_forward.linear_in": "mlp/linear",
-    "feed_forward.linear_out": "mlp/linear_1",
-}
+LINEAR = {"attention.to_q": "attention/linear"}
+LINEAR |= {"feed_forward.linear_in": "mlp/linear", "feed_forward.linear_out": "mlp/linear_1"}
+LINEAR |= {f"attention.to_{name}": f"attention/linear_{n}" for n, name in enumerate(("k", "v", "out"), 1)}
 SELF_ATTENTION = {"attention_norm": "layer_norm", "feed_forward_norm": "layer_norm_1", **LINEAR}
-CROSS_ATTENTION = {
-    "attention_norm": "layer_norm",
-    "attention.inputs_norm": "layer_norm_1",
-    "feed_forward_norm": "layer_norm_2",
-    **LINEAR,
-}
+CROSS_NORMS = {"attention_norm": "layer_norm", "attention.inputs_norm": "layer_norm_1", "feed_forward_norm": "layer_norm_2"}
+CROSS_ATTENTION = {**CROSS_NORMS, **LINEAR}
 ENCODERS = ("perceiver_encoder/~/", "encoder/~/")  # the second in the autoencoder of video
 POSITIONS = "trainable_position_encoding/pos_embs"
-CLASSES = {
-    "outputs.query": "classification_decoder/~/basic_decoder/~/trainable_position_encoding/pos_embs",
-    "outputs.head": "classification_decoder/~/basic_decoder/output",
-}
+DECODER = "classification_decoder/~/basic_decoder/"
+CLASSES = {"outputs.query": f"{DECODER}~/{POSITIONS}", "outputs.head": f"{DECODER}output"}
 LEARNED = "image_preprocessor/~_build_network_inputs/"
 CONV = "image_preprocessor/~/conv2_d_downsample/~/"
 MODALITIES = ("audio", "image", "label")
@@ -53,7 +42,7 @@ POSTPROCESSORS = dict(zip(MODALITIES, ("audio", "projection", "classification"),
 
 # How many axes arrays have, if not one.
 AXES = {"w": (2, 4), "pos_embs": (2,), "embeddings": (2,)}
-
+IMAGE = ("data_shape", "resolution")  # arguments of images that no shape shows
 SETTINGS = ("num_blocks", "heads", "cross_heads", "decoder_heads", "decoder_query_residual")
 
 
@@ -63,19 +52,19 @@ class Head(NamedTuple):
     Attributes:
         preset: Its configuration.
         mark: What a name starts with in it, and in no head before it.
-        decoder: What the names of its decoder start with.
-        table: For each of our names, or modules, theirs.
         sizes: Returns the arguments of inputs and outputs that follow from shapes, the width of encoded inputs, and the
             arguments in `unspecified`.
+        table: For each of our names, or modules, theirs.
+        decoder: What the names of its decoder start with.
         unspecified: Arguments of inputs and outputs that no shape shows.
     """
 
     preset: str
     mark: str
-    decoder: str
-    table: dict[str, str]
     sizes: Callable[["Haiku", int, Mapping[str, Any]], dict[str, Any]]
-    unspecified: tuple[str, ...]
+    table: dict[str, str]
+    decoder: str = DECODER
+    unspecified: tuple[str, ...] = IMAGE
 
 
 @dataclass(kw_only=True)
@@ -158,17 +147,8 @@ def configure(
         resolution: `max_resolution` of the Fourier features of images or video.
         num_samples: Samples of the autoencoder's audio, which are also its `max_resolution`.
     """
-    given: dict[str, Any] = {
-        "num_blocks": num_blocks,
-        "heads": heads,
-        "cross_heads": cross_heads,
-        "decoder_heads": decoder_heads,
-        "decoder_query_residual": decoder_query_residual,
-        "data_shape": data_shape,
-        "resolution": resolution,
-        "num_samples": num_samples,
-    }
-    head, given = haiku.head, {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in locals().items() if name != "haiku" and value is not None}
+    head = haiku.head
     needed = (*SETTINGS, *head.unspecified)
     if unknown := [name for name in given if name not in needed]:
         raise ValueError(f"{unknown} do not belong to {head.preset}: leave them out")
@@ -257,6 +237,11 @@ def _find(inputs: Mapping[str, Any], name: str) -> Any:
     return inputs[name]
 
 
+def _fourier(width: int, known: Mapping[str, Any], content: int) -> dict[str, Any]:
+    """Return what is known of images, and the bands of the Fourier features behind so many channels of content."""
+    return {**known, "num_bands": max(width - content - 2, 0) // 4}
+
+
 def _classes(haiku: Haiku) -> dict[str, Any]:
     return {"dim": haiku.of(CLASSES["outputs.query"])[1], "num_channels": haiku.of(f"{CLASSES['outputs.head']}/b")[0]}
 
@@ -277,27 +262,19 @@ def _learned(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, An
     return {"inputs": inputs, "outputs": _classes(haiku)}
 
 
-def _bands(width: int, content: int) -> int:
-    """Return the bands of an image with Fourier features behind so many channels of content."""
-    return max(width - content - 2, 0) // 4
-
-
 def _pixels(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {**known, "num_bands": _bands(width, known["data_shape"][0])}
-    return {"inputs": inputs, "outputs": _classes(haiku)}
+    return {"inputs": _fourier(width, known, known["data_shape"][0]), "outputs": _classes(haiku)}
 
 
 def _conv(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
     channels = haiku.of(f"{CONV}conv/w")[0]
-    inputs = {**known, "num_bands": _bands(width, channels), "stem_channels": channels}
-    return {"inputs": inputs, "outputs": _classes(haiku)}
+    return {"inputs": {**_fourier(width, known, channels), "stem_channels": channels}, "outputs": _classes(haiku)}
 
 
 def _flow(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
     channels = haiku.of("image_preprocessor/patches_linear/b")[0]
-    inputs = {**known, "num_bands": _bands(width, channels), "embed_dim": channels}
     outputs = {"dim": width, "num_channels": haiku.of("flow_decoder/~/basic_decoder/output/b")[0]}
-    return {"inputs": inputs, "outputs": outputs}
+    return {"inputs": {**_fourier(width, known, channels), "embed_dim": channels}, "outputs": outputs}
 
 
 def _multimodal(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,35 +301,32 @@ def _multimodal(haiku: Haiku, width: int, known: Mapping[str, Any]) -> dict[str,
         "label": {"dim": query - outer["label"], "num_channels": results["label"]},
     }
     outputs["audio"]["resolution"] = [known["num_samples"]]
-    for output in outputs.values():
-        output["decoded_channels"] = decoded
+    outputs = {name: {**output, "decoded_channels": decoded} for name, output in outputs.items()}
     return {
         "inputs": {"modalities": inputs, "min_padding_size": min(inner.values())},
         "outputs": {"modalities": outputs, "min_padding_size": min(outer.values()), "decoded_channels": decoded},
     }
 
 
-DECODER = "classification_decoder/~/basic_decoder/"
 QUERIES = "multimodal_decoder/~decoder_query/"
-IMAGE = ("data_shape", "resolution")
 HEADS = (
     Head(
         "perceiver_io_mlm_bytes",
         "embed/",
-        "basic_decoder/",
+        _language,
         {
             "inputs.embeddings.weight": "embed/embeddings",
             "inputs.positions.embeddings": POSITIONS,
-            "outputs.query": "basic_decoder/~/trainable_position_encoding/pos_embs",
+            "outputs.query": f"basic_decoder/~/{POSITIONS}",
             "outputs.bias": "embedding_decoder/bias",
         },
-        _language,
+        "basic_decoder/",
         (),
     ),
     Head(
         "perceiver_io_multimodal_kinetics",
         "multimodal_decoder/",
-        "multimodal_decoder/~/basic_decoder/",
+        _multimodal,
         {
             **{f"inputs.padding.{m}": f"multimodal_preprocessor/{m}_padding/pos_embs" for m in MODALITIES},
             **{f"inputs.mask_tokens.{m}": f"multimodal_preprocessor/{m}_mask_token/pos_embs" for m in MODALITIES},
@@ -361,21 +335,20 @@ HEADS = (
             "outputs.modalities.label.query": CLASSES["outputs.query"],
             "outputs.projection": "multimodal_decoder/~/basic_decoder/output",
         },
-        _multimodal,
+        "multimodal_decoder/~/basic_decoder/",
         (*IMAGE, "num_samples"),
     ),
     Head(
         "perceiver_io_optical_flow",
         "flow_decoder/",
-        "flow_decoder/~/basic_decoder/",
-        {"inputs.linear": "image_preprocessor/patches_linear", "outputs.head": "flow_decoder/~/basic_decoder/output"},
         _flow,
-        IMAGE,
+        {"inputs.linear": "image_preprocessor/patches_linear", "outputs.head": "flow_decoder/~/basic_decoder/output"},
+        "flow_decoder/~/basic_decoder/",
     ),
     Head(
         "perceiver_io_imagenet_conv",
         CONV,
-        DECODER,
+        _conv,
         {
             "inputs.conv": f"{CONV}conv",
             "inputs.norm": f"{CONV}batchnorm",
@@ -384,23 +357,20 @@ HEADS = (
             "inputs.norm.num_batches_tracked": f"{CONV}batchnorm/~/mean_ema/counter",
             **CLASSES,
         },
-        _conv,
-        IMAGE,
     ),
     Head(
         "perceiver_io_imagenet_learned",
         "image_preprocessor/~/conv2_d/",
-        DECODER,
+        _learned,
         {
             "inputs.linear": "image_preprocessor/~/conv2_d",
             "inputs.positions.embeddings": LEARNED + POSITIONS,
             "inputs.position_linear": f"{LEARNED}position_encoding_projector/linear",
             **CLASSES,
         },
-        _learned,
-        ("data_shape",),
+        unspecified=("data_shape",),
     ),
-    Head("perceiver_io_imagenet_fourier", "classification_decoder/", DECODER, CLASSES, _pixels, IMAGE),
+    Head("perceiver_io_imagenet_fourier", "classification_decoder/", _pixels, CLASSES),
 )
 
 FORMAT = Format("deepmind", recognises, describe, configure, names)

@@ -16,15 +16,14 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from perceivers._checks import a_bool, a_number, an_int
 from perceivers.checkpoints.feature_order import columns, columns_of, orders
-from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.format import Configuration, Description, Format, Names, numbered
 from perceivers.checkpoints.source import Source
 from perceivers.inputs.flow import FRAMES, KERNEL
 from perceivers.perceiver_io import PerceiverIO
-from perceivers.position import FourierFeatures
+from perceivers.position import FourierFeatures, grid_coordinates
 
 LIGHTNING, HUB = "model.", "backend_model."
 LATENTS = "0.latent_provider._query"
@@ -33,22 +32,12 @@ POSITIONS = f"{ADAPTER}position_encoding.position_encoding"
 QUERY, HEAD, BIAS = "1.output_query_provider._query", "1.output_adapter.linear", "1.output_adapter.bias"
 # Of a Perceiver AR, in a file and in a folder.
 CAUSAL, CAUSAL_TYPE = "input_adapter.frq_pos_encoding.inv_freq", "perceiver-ar-"
-REFUSED = "it is a causal model of perceiver-io: this library has no Perceiver AR yet, only Perceiver and Perceiver IO"
 
 # Ours: theirs, of an attention and of the feed-forward behind it.
-ATTENTION = {
-    "attention.to_q": "attention.q_proj",
-    "attention.to_k": "attention.k_proj",
-    "attention.to_v": "attention.v_proj",
-    "attention.to_out": "attention.o_proj",
-}
+ATTENTION = {f"attention.to_{name}": f"attention.{name[0]}_proj" for name in ("q", "k", "v", "out")}
 CROSS = {"attention_norm": "q_norm", "attention.inputs_norm": "kv_norm", **ATTENTION}
 SELF = {"attention_norm": "norm", **ATTENTION}
-FEED_FORWARD = {
-    "feed_forward_norm": "1.module.0",
-    "feed_forward.linear_in": "1.module.1",
-    "feed_forward.linear_out": "1.module.3",
-}
+MLP = {"feed_forward_norm": "1.module.0", "feed_forward.linear_in": "1.module.1", "feed_forward.linear_out": "1.module.3"}
 # Settings that tensors do not show, those that they may show, and those that no result depends on.
 ENCODER = ("num_cross_attention_heads", "num_self_attention_heads", "num_cross_attention_layers", "num_self_attention_blocks")
 DECODER = ("num_cross_attention_heads",)
@@ -114,7 +103,7 @@ def describe(source: Source) -> Weights:
     wrapper = _wrapper(weights) or ""
     weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
     if kind.startswith(CAUSAL_TYPE) or CAUSAL in weights:
-        raise ValueError(REFUSED)
+        raise ValueError("it is a causal model: this library has no Perceiver AR yet, only Perceiver and Perceiver IO")
     settings = source.config.get("model_config") if kind else source.settings if wrapper == LIGHTNING else {}
     if not isinstance(settings, dict):
         raise ValueError(f"model_config={settings!r} must be a mapping: copy or download it again")
@@ -125,7 +114,7 @@ def describe(source: Source) -> Weights:
         settings=settings,
         grid=None if text else _grid(Description(weights=weights)),
         residual="1.cross_attn.0.module.q_norm.weight" in weights,
-        depth=len({name.split(".")[2] for name in weights if name.startswith("0.self_attn_1.")}),
+        depth=numbered(weights, "0.self_attn_1."),
     )
 
 
@@ -135,23 +124,15 @@ def _grid(file: Description) -> tuple[list[int], int]:
     stored = file.weights[POSITIONS].float()
     for axes in range(1, 5):
         bands, rest = divmod(width - axes, 2 * axes)
-        lengths = [len(stored[:, axis].unique()) for axis in range(axes)] if rest == 0 else []
-        if lengths and prod(lengths) == rows and min(lengths) > 1 and _is_grid(stored, lengths, bands):
+        lengths = [len(stored[:, axis].unique()) for axis in range(axes)] if rest == 0 else [0]
+        if min(lengths) < 2 or prod(lengths) != rows:
+            continue
+        places = torch.cartesian_prod(*map(grid_coordinates, lengths)).reshape(rows, axes).unbind(-1)
+        ours = torch.cat(FourierFeatures.of(bands, None, None, lengths).tables_at(places, dtype=torch.float32), dim=-1)
+        # Half precision has errors of 0.004; another grid has some of more than 1.
+        if torch.allclose(stored[:, columns(0, axes, bands)], ours, rtol=0, atol=0.01):
             return lengths, bands
     raise ValueError(f"{POSITIONS} are not Fourier features of a grid from -1 to 1: other positions are refused")
-
-
-def _is_grid(stored: Tensor, lengths: Sequence[int], bands: int) -> bool:
-    tables = FourierFeatures.of(bands, None, None, lengths).tables(lengths, dtype=torch.float32, device=stored.device)
-    order = torch.tensor(columns(0, len(lengths), bands)).chunk(len(lengths))
-    for axis, table in enumerate(tables):
-        own = [1] * len(lengths)
-        own[axis] = lengths[axis]
-        features = stored[:, order[axis]].unflatten(0, list(lengths))
-        # Half precision has errors of 0.004; another grid has some of more than 1.
-        if not torch.allclose(features, table.reshape(*own, -1), rtol=0, atol=0.01):
-            return False
-    return True
 
 
 def configure(
@@ -173,8 +154,7 @@ def configure(
         num_latents: As there; compared with the tensors, as are all settings that they show.
         num_latent_channels: As there.
     """
-    given = {"encoder": encoder, "decoder": decoder}
-    given |= {"num_latents": num_latents, "num_latent_channels": num_latent_channels}
+    given = {name: value for name, value in locals().items() if name != "file"}
     stated: dict[str, Any] = {name: _both(file.settings.get(name), value) for name, value in given.items()}
     for part in ("encoder", "decoder"):
         if not isinstance(stated[part], Mapping | None):
@@ -372,7 +352,7 @@ def _layer(ours: str, theirs: str, attention: Mapping[str, str], residual: bool 
     start = f"{theirs}0.module." if residual else f"{theirs}0."
     return {
         **{ours + name: start + part for name, part in attention.items()},
-        **{ours + name: theirs + part for name, part in FEED_FORWARD.items()},
+        **{ours + name: theirs + part for name, part in MLP.items()},
     }
 
 

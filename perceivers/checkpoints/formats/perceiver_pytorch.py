@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.feature_order import of_cross_attentions
+from perceivers.checkpoints.format import Configuration, Description, Format, Names, keys_and_values, numbered
 from perceivers.checkpoints.source import Source
-from perceivers.checkpoints.state_dict import by_start, differences, in_their_order, write_weights
+from perceivers.checkpoints.state_dict import by_start, counterpart_class, differences, in_their_order, write_weights
 from perceivers.perceiver import Perceiver
 from perceivers.perceiver_io import PerceiverIO
 
@@ -29,15 +30,10 @@ Block = tuple[str, str]  # what the names of an attention and of its feed-forwar
 
 # Ours: theirs, of one attention and of one feed-forward. Only cross-attentions have `inputs_norm`. `to_k` and `to_v` are one
 # projection there.
-ATTENTION = {
-    "attention_norm": "norm",
-    "attention.inputs_norm": "norm_context",
-    "attention.to_q": "fn.to_q",
-    "attention.to_k": "fn.to_k",
-    "attention.to_v": "fn.to_v",
-    "attention.to_out": "fn.to_out",
-}
+ATTENTION = {"attention_norm": "norm", "attention.inputs_norm": "norm_context"}
+ATTENTION |= {f"attention.to_{name}": f"fn.to_{name}" for name in ("q", "k", "v", "out")}
 FEED_FORWARD = {"feed_forward_norm": "norm", "feed_forward.linear_in": "fn.net.0", "feed_forward.linear_out": "fn.net.2"}
+HEAD = {"norm": "to_logits.1", "head": "to_logits.2"}
 CROSS: Block = ("cross_attend_block.cross_attn.", "cross_attend_block.cross_ff.")
 DECODER: Block = ("decoder_cross_attn.", "decoder_ff.")
 LM = "perceiver_io."  # what names in a language model start with
@@ -113,15 +109,18 @@ def describe(source: Source) -> Stored:
     is_io, single = (any(name.startswith(start) for name in state) for start in (DECODER[0], CROSS[0]))
     if is_io and not single and any(name.startswith(DECODER[1]) for name in state):
         raise ValueError("decoder_ff of versions before 0.7 is not supported: in 0.6.0 it has no residual, in 0.6.2 one")
-    depth, stack = _count(state, "layers."), _count(state, "layers.0.self_attns.")
+    depth, stack = numbered(state, "layers."), numbered(state, "layers.0.self_attns.")
     counts = [depth * stack] if single else [stack] * depth
     if not counts:
         raise ValueError("it has no layers: the file is not complete")
     layers = _blocks(single, counts)
     ids = iter(_ids(state, [block for _, blocks in layers for block in blocks]))
     lists = _lists(_ids(state, [cross for cross, _ in layers]), [[next(ids) for _ in blocks] for _, blocks in layers])
+    for name in [name for name in state if name.endswith("fn.to_kv.weight")]:
+        both = keys_and_values(name, state.pop(name))
+        state[name.replace("to_kv", "to_k")], state[name.replace("to_kv", "to_v")] = both
     return Stored(
-        weights=_split(state),
+        weights=state,
         kind=("PerceiverLM" if "token_emb.weight" in state else "PerceiverIO") if is_io else "Perceiver",
         single=single,
         counts=counts,
@@ -142,28 +141,6 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(state) < len(weights):
         raise ValueError("it has tensors under the names of two versions: the file is damaged")
     return state
-
-
-def _count(state: Mapping[str, Tensor], start: str) -> int:
-    """Return how many numbers follow in names with this start, which must be 0, 1, 2 and so on."""
-    found = {name[len(start) :].split(".")[0] for name in state if name.startswith(start)}
-    if missing := {str(i) for i in range(len(found))} - found:
-        raise ValueError(f"{start}{min(missing)} is missing: the file is not complete")
-    return len(found)
-
-
-def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with keys and values apart."""
-    split = {}
-    for name, tensor in state.items():
-        if not name.endswith("fn.to_kv.weight"):
-            split[name] = tensor
-        elif tensor.ndim != 2:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}, but 2 axes are needed")
-        else:
-            half = len(tensor) // 2
-            split |= {name.replace("to_kv", "to_k"): tensor[:half], name.replace("to_kv", "to_v"): tensor[half:]}
-    return split
 
 
 def configure(
@@ -274,11 +251,7 @@ def constructor(model: Perceiver | PerceiverIO) -> tuple[str, dict[str, Any]]:
     """
     config, kind = dict(model.config), "Perceiver"
     if not (fourier := "data_shape" in config):
-        kinds = tuple(config.get(name, {}).get("kind") for name in ("inputs", "outputs"))
-        if kinds not in KINDS:
-            what = f"{type(model).__name__} with inputs {kinds[0]} and outputs {kinds[1]}"
-            raise ValueError(f"perceiver-pytorch does not have a {what}, only {[*KINDS]}")
-        kind = KINDS[kinds]
+        kind = counterpart_class(model, KINDS, "perceiver-pytorch")
     lists = {name: config[name] for name in LAYERS}
     tied = _tied(lists, kind != "Perceiver")
     names = _names(lists)
@@ -520,17 +493,12 @@ def _pairs(kind: str, lists: Mapping[str, Any], single: bool, fourier: bool) -> 
     return pairs
 
 
-HEAD = {"norm": "to_logits.1", "head": "to_logits.2"}
-
-
-def _orders(config: Mapping[str, Any]) -> dict[str, list[int]]:
+def _orders(config: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     """Return their column for each of ours, for what our names start with."""
     if "num_bands" not in config:  # without Fourier features
         return {}
     channels, *axes = config["data_shape"]
-    order = columns(channels, len(axes), config["num_bands"])
-    met = ("inputs_norm", "to_k.weight", "to_v.weight")
-    return {f"{cross}.attention.{part}": order for cross, _ in _names(config) for part in met}
+    return of_cross_attentions(config["layers_indice"], columns(channels, len(axes), config["num_bands"]))
 
 
 FORMAT = Format("perceiver-pytorch", recognises, describe, configure, names)

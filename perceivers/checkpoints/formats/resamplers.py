@@ -10,13 +10,14 @@ there and with one here get a bias of zero.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.checkpoints.format import Configuration, Description, Format, Names
+from perceivers.checkpoints.format import Configuration, Description, Format, Names, keys_and_values, numbered
 from perceivers.checkpoints.source import Source
 from perceivers.layers import Resampler
 
@@ -26,19 +27,19 @@ class Layout(NamedTuple):
 
     Attributes:
         sign: A name that only this layout has.
-        blocks: What the names in its blocks start with.
         block: For our names in a block theirs.
         rest: For our other names theirs.
+        blocks: What the names in its blocks start with.
         head_dim: The usual width of a head.
         settings: Arguments of `Resampler` that are the same for all.
     """
 
     sign: str
-    blocks: str
-    block: dict[str, str]
-    rest: dict[str, str]
-    head_dim: int
-    settings: dict[str, Any]
+    block: Mapping[str, str]
+    rest: Mapping[str, str] = MappingProxyType({"latents": "latents", "norm": "norm"})
+    blocks: str = "layers"
+    head_dim: int = 96
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 FEED_FORWARD = {"feed_forward_norm.norm": "1.0", "feed_forward.linear_in": "1.1", "feed_forward.linear_out": "1.3"}
@@ -46,19 +47,14 @@ ATTENTION = {f"attention.to_{name}": f"0.to_{name}" for name in ("q", "k", "v", 
 
 FLAMINGO = Layout(
     sign="layers.0.0.norm_media.weight",
-    blocks="layers",
     block={"inputs_norm.norm": "0.norm_media", "attention_norm.norm": "0.norm_latents", **ATTENTION, **FEED_FORWARD},
-    rest={"latents": "latents", "norm": "norm"},
     head_dim=64,
-    settings={},
 )
 IP_ADAPTER = Layout(
     sign="layers.0.0.norm1.weight",
-    blocks="layers",
     block={"inputs_norm.norm": "0.norm1", "attention_norm.norm": "0.norm2", **ATTENTION, **FEED_FORWARD},
     rest={
         "latents": "latents",
-        "embeddings": "pos_emb.weight",
         "project_inputs": "proj_in",
         "project_outputs": "proj_out",
         "norm": "norm_out",
@@ -70,7 +66,6 @@ IP_ADAPTER = Layout(
 )
 IDEFICS2 = Layout(
     sign="layers.0.input_context_norm.weight",
-    blocks="layers",
     block={
         "inputs_norm.norm": "input_context_norm",
         "attention_norm.norm": "input_latents_norm",
@@ -80,8 +75,6 @@ IDEFICS2 = Layout(
         "feed_forward.linear_in": "mlp.up_and_gate_proj",
         "feed_forward.linear_out": "mlp.down_proj",
     },
-    rest={"latents": "latents", "norm": "norm"},
-    head_dim=96,
     settings={"norm": "rms_norm", "activation": "swiglu"},
 )
 IDEFICS = Layout(
@@ -98,12 +91,11 @@ IDEFICS = Layout(
         "feed_forward.linear_out": "1.c_proj",
     },
     rest={"latents": "latents", "norm": "layer_norm"},
-    head_dim=96,
     settings={"activation": "relu"},
 )
 LAYOUTS = (FLAMINGO, IP_ADAPTER, IDEFICS2, IDEFICS)
-# Learned embeddings of Flamingo: of images in flamingo-pytorch, of frames or images in open_flamingo.
-EMBEDDINGS = ("media_pos_emb", "frame_embs", "media_time_embs")
+# Learned embeddings: of IP-Adapter, of images in flamingo-pytorch, of frames or images in open_flamingo.
+EMBEDDINGS = ("pos_emb.weight", "media_pos_emb", "frame_embs", "media_time_embs")
 
 
 @dataclass(kw_only=True)
@@ -129,7 +121,10 @@ class Part(Description):
 
 def describe(source: Source) -> Part:
     """Return the resampler of a file or folder; in a folder, files without it are not opened."""
-    if source.config.get("model_type") == "idefics" and not _used(source.config):
+    config = source.config
+    settings = config.get("perceiver_config")
+    used = config.get("use_resampler") or (isinstance(settings, Mapping) and settings.get("use_resampler"))
+    if config.get("model_type") == "idefics" and not used:
         raise ValueError("use_resampler is not set, this model has no resampler")
     weights = source.weights(None if source.is_file else lambda name: "perceiver_resampler." in name)
     found = _found(weights)
@@ -142,19 +137,11 @@ def describe(source: Source) -> Part:
     ((prefix, layout),) = found
     theirs = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
     start = f"{prefix}{layout.blocks}."
-    numbers = {name.removeprefix(start).split(".")[0] for name in theirs if name.startswith(start)}
-    if numbers != {str(i) for i in range(len(numbers))}:
-        raise ValueError(f"{start}* are numbered {sorted(numbers)}, not 0 to {len(numbers) - 1}")
-    for number in numbers:
-        _merge_and_split(theirs, f"{start}{number}.", layout)
-    kind = source.config.get("model_type")
-    detail = f"the resampler of {kind}" if kind else ""
-    return Part(weights=theirs, detail=detail, layout=layout, prefix=prefix, depth=len(numbers), config=source.config)
-
-
-def _used(config: Mapping[str, Any]) -> bool:
-    settings = config.get("perceiver_config")
-    return bool((isinstance(settings, Mapping) and settings.get("use_resampler")) or config.get("use_resampler"))
+    depth = numbered(theirs, start)
+    for n in range(depth):
+        _merge_and_split(theirs, f"{start}{n}.", layout)
+    detail = f"the resampler of {config['model_type']}" if config.get("model_type") else ""
+    return Part(weights=theirs, detail=detail, layout=layout, prefix=prefix, depth=depth, config=config)
 
 
 def _found(names: Iterable[str]) -> list[tuple[str, Layout]]:
@@ -178,10 +165,8 @@ def _merge_and_split(theirs: dict[str, Tensor], block: str, layout: Layout) -> N
         theirs[f"{block}mlp.up_and_gate_proj.weight"] = torch.cat(parts)
         return
     if layout is not IDEFICS:
-        keys_and_values = pop("0.to_kv.weight")
-        if keys_and_values.ndim != 2 or len(keys_and_values) % 2:
-            raise ValueError(f"{block}0.to_kv.weight has shape {list(keys_and_values.shape)}: not keys and values")
-        theirs[f"{block}0.to_k.weight"], theirs[f"{block}0.to_v.weight"] = keys_and_values.chunk(2)
+        both = keys_and_values(f"{block}0.to_kv.weight", pop("0.to_kv.weight"))
+        theirs[f"{block}0.to_k.weight"], theirs[f"{block}0.to_v.weight"] = both
     for linear in (layout.block["feed_forward.linear_in"], layout.block["feed_forward.linear_out"]):
         weight = theirs.get(f"{block}{linear}.weight")
         if weight is not None and weight.ndim == 2:
@@ -242,7 +227,7 @@ def _heads(heads: int | None, head_dim: int | None, inner: int, usual: int) -> t
 
 def _embeddings(part: Part) -> str | None:
     """Return the name of the learned embeddings that are added to the inputs, without the prefix."""
-    added = [name for name in ("pos_emb.weight", *EMBEDDINGS) if part.prefix + name in part.weights]
+    added = [name for name in EMBEDDINGS if part.prefix + name in part.weights]
     if len(added) > 1:
         raise ValueError(f"it has {' and '.join(added)}, but Resampler adds one kind of embeddings: not supported")
     return added[0] if added else None

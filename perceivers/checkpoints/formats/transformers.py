@@ -6,7 +6,7 @@ columns are put in our order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from perceivers.checkpoints import processors
 from perceivers.checkpoints.feature_order import orders
 from perceivers.checkpoints.format import Configuration, Description, Format, Names
 from perceivers.checkpoints.source import Source
-from perceivers.checkpoints.state_dict import counterpart, differences, in_their_order, write_folder
+from perceivers.checkpoints.state_dict import counterpart, counterpart_class, differences, in_their_order, write_folder
 from perceivers.perceiver_io import PerceiverIO
 from perceivers.pretrained import CONFIG
 
@@ -163,9 +163,8 @@ def _configure(head: str, c: Mapping[str, Any], labels: int, width: int) -> Conf
 
 def names(folder: Folder, configuration: Configuration) -> Names:
     """Return their names of our tensors."""
-    found = _names(folder.head, configuration.arguments)
     copies = {copy: original for copy, original in TIED.items() if copy in folder.weights}
-    return Names(found.table, found.orders, copies=copies)
+    return replace(_names(folder.head, configuration.arguments), copies=copies)
 
 
 def _names(name: str, arguments: Mapping[str, Any]) -> Names:
@@ -188,14 +187,8 @@ def save(model: PerceiverIO, folder: str | Path, labels: Sequence[str] | None = 
     Raises:
         ValueError: If transformers has no such model; the message names what it lacks.
     """
-    config = model.config
-    kinds = tuple(config.get(name, {}).get("kind") for name in ("inputs", "outputs"))
-    by_kinds = {head.kinds: name for name, head in HEADS.items()}
-    if kinds not in by_kinds:
-        what = f"{type(model).__name__} with inputs {kinds[0]} and outputs {kinds[1]}"
-        raise ValueError(f"transformers does not have a {what}, only {sorted(by_kinds)}")
-    head, settings = by_kinds[kinds], _settings(config)
-    outputs = config["outputs"]
+    head = counterpart_class(model, {head.kinds: name for name, head in HEADS.items()}, "transformers")
+    config, settings, outputs = model.config, _settings(model.config), model.config["outputs"]
     last = outputs["modalities"]["label"] if head == "PerceiverForMultimodalAutoencoding" else outputs
     classes = last["num_channels"] if last["kind"] == "LearnedQueries" else 2
     wanted = _configure(head, settings, classes, model.inputs.num_channels)
@@ -292,14 +285,21 @@ class Head(NamedTuple):
     decoder: str = "decoder.decoder."
 
 
-def _classes(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
-    outputs = {"kind": "LearnedQueries", "dim": c["d_latents"], "num_channels": labels}
-    return {"outputs": outputs, "decoder_qk_channels": c["d_latents"]}
+def _classifier(inputs: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Mapping[str, Any], int], dict[str, Any]]:
+    """Return the function for a head with these inputs."""
+    return lambda c, labels: {
+        "inputs": inputs(c),
+        "outputs": {"kind": "LearnedQueries", "dim": c["d_latents"], "num_channels": labels},
+        "decoder_qk_channels": c["d_latents"],
+    }
 
 
 def _text(c: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {"vocab_size": c["vocab_size"], "max_length": c["max_position_embeddings"], "dim": c["d_model"]}
     return {"kind": "TokenIds", **sizes}
+
+
+IMAGE = {"data_shape": [3, 224, 224], "num_bands": 64}
 
 
 def _masked_lm(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
@@ -311,24 +311,6 @@ def _masked_lm(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
         "decoder_v_channels": c["d_model"],
         "decoder_query_residual": False,
     }
-
-
-def _sequence(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
-    return {"inputs": _text(c), **_classes(c, labels)}
-
-
-def _learned(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
-    return {"inputs": {"kind": "LearnedPixels", "data_shape": [3, c["image_size"], c["image_size"]]}, **_classes(c, labels)}
-
-
-def _fourier(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
-    inputs = {"kind": "Pixels", "data_shape": [3, 224, 224], "num_bands": 64, "resolution": 224}
-    return {"inputs": inputs, **_classes(c, labels)}
-
-
-def _conv(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
-    inputs = {"kind": "ConvStem", "data_shape": [3, 224, 224], "padding": "symmetric", "num_bands": 64, "resolution": 56}
-    return {"inputs": inputs, **_classes(c, labels)}
 
 
 def _flow(c: Mapping[str, Any], labels: int) -> dict[str, Any]:
@@ -380,10 +362,10 @@ HEADS = {
         {**TEXT, "outputs.query": f"perceiver.decoder.{POSITIONS}", "outputs.bias": "embedding_decoder.bias"},
         "decoder.",
     ),
-    "PerceiverForSequenceClassification": Head(("TokenIds", "LearnedQueries"), _sequence, {**TEXT, **CLASSES}),
+    "PerceiverForSequenceClassification": Head(("TokenIds", "LearnedQueries"), _classifier(_text), {**TEXT, **CLASSES}),
     "PerceiverForImageClassificationLearned": Head(
         ("LearnedPixels", "LearnedQueries"),
-        _learned,
+        _classifier(lambda c: {"kind": "LearnedPixels", "data_shape": [3, c["image_size"], c["image_size"]]}),
         {
             "inputs.linear": "perceiver.input_preprocessor.convnet_1x1",
             "inputs.positions.embeddings": "perceiver.input_preprocessor.position_embeddings.position_embeddings",
@@ -391,10 +373,12 @@ HEADS = {
             **CLASSES,
         },
     ),
-    "PerceiverForImageClassificationFourier": Head(("Pixels", "LearnedQueries"), _fourier, CLASSES),
+    "PerceiverForImageClassificationFourier": Head(
+        ("Pixels", "LearnedQueries"), _classifier(lambda c: {"kind": "Pixels", **IMAGE, "resolution": 224}), CLASSES
+    ),
     "PerceiverForImageClassificationConvProcessing": Head(
         ("ConvStem", "LearnedQueries"),
-        _conv,
+        _classifier(lambda c: {"kind": "ConvStem", **IMAGE, "padding": "symmetric", "resolution": 56}),
         {
             "inputs.conv": "perceiver.input_preprocessor.convnet.conv",
             "inputs.norm": "perceiver.input_preprocessor.convnet.batchnorm",

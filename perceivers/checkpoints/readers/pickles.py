@@ -22,14 +22,9 @@ import torch
 MOST_OPERATIONS = 1_000_000
 LONGEST_NAME, MOST_AXES = 250, 32
 ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
-STORAGE_TYPES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16}
-STORAGE_TYPES |= {"BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8}
-STORAGE_TYPES |= {
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-}
+STORAGE_TYPES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16}
+STORAGE_TYPES |= {"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8}
+STORAGE_TYPES |= {"Byte": torch.uint8, "Bool": torch.bool}
 
 
 class RefusedError(Exception):
@@ -68,9 +63,8 @@ class View:
 
 @dataclass(slots=True)
 class Record:
-    """An object of some class: what it was made with, and its attributes. The class is never looked for."""
+    """The attributes of an object, whose class is never looked for."""
 
-    arguments: tuple[Any, ...]
     attributes: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -167,6 +161,10 @@ def _encode(text: Any, coding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _record(*_: Any) -> Record:
+    return Record()
+
+
 # All that a file can call. Protocol 2 writes bytes as calls: of _codecs.encode, or of bytes if there are none.
 CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
@@ -184,9 +182,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.multiarray._reconstruct": _empty_array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": lambda dtype, raw: Array().fill(raw, dtype, (), "C") for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": lambda *values: Array().fill(*values) for core in ("core", "_core")},
-    **{
-        name: lambda *values: Record(values) for name in ("torch.device", "builtins.set", "builtins.complex", "builtins.slice")
-    },
+    **dict.fromkeys(("torch.device", "builtins.set", "builtins.complex", "builtins.slice"), _record),
 }
 RECORDED_PACKAGE = "perceiver."  # krasserm's perceiver-io, whose checkpoints hold settings as objects
 WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"  # the call of a function, for a tensor that has attributes
@@ -297,22 +293,30 @@ class Machine:
                 stack.append(tuple(self.items()))
             case pickle.EMPTY_LIST:
                 stack.append([])
-            case pickle.APPEND:
-                self.extend([stack.pop()])
-            case pickle.APPENDS:
-                self.extend(self.items())
+            case pickle.APPEND | pickle.APPENDS:
+                items = self.items() if code == pickle.APPENDS else [stack.pop()]
+                if type(stack[-1]) is not list:
+                    raise RefusedError(f"it has {shown(stack[-1])} instead of a list")
+                stack[-1].extend(items)
             case pickle.EMPTY_DICT:
                 stack.append({})
-            case pickle.SETITEM:
-                self.assign([stack.pop(-2), stack.pop()])
-            case pickle.SETITEMS:
-                self.assign(self.items())
+            case pickle.SETITEM | pickle.SETITEMS:
+                items = self.items() if code == pickle.SETITEMS else [stack.pop(-2), stack.pop()]
+                if type(stack[-1]) is not dict:
+                    raise RefusedError(f"it has {shown(stack[-1])} instead of a dict")
+                # The hash of a tuple in a tuple, a million deep, ends the process.
+                if not all(isinstance(key, str | int | float | None) for key in items[::2]):
+                    raise RefusedError("it has a dict with keys that are neither text nor numbers")
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case pickle.MEMOIZE:
                 self.memo[len(self.memo)] = stack[-1]
             case pickle.GLOBAL:
-                stack.append(self.name(self.line(), self.line()))
+                stack.append(Name(self.line(), self.line()))
             case pickle.STACK_GLOBAL:
-                stack.append(self.name(stack.pop(-2), stack.pop()))
+                module, name = stack.pop(-2), stack.pop()
+                if type(module) is not str or type(name) is not str:
+                    raise RefusedError(f"it names {shown(module)}.{shown(name)}")
+                stack.append(Name(module, name))
             case pickle.BINPERSID:
                 stack.append(self.storage(*stack.pop()))
             case pickle.REDUCE | pickle.NEWOBJ:
@@ -326,32 +330,11 @@ class Machine:
             case _:
                 raise RefusedError(f"it has the operation {code!r}, which parameters do not need")
 
-    def extend(self, items: list[Any]) -> None:
-        """Append to the list on top of the stack."""
-        if type(self.stack[-1]) is not list:
-            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a list")
-        self.stack[-1].extend(items)
-
-    def assign(self, items: list[Any]) -> None:
-        """Set entries of the dict on top of the stack."""
-        if type(self.stack[-1]) is not dict:
-            raise RefusedError(f"it has {shown(self.stack[-1])} instead of a dict")
-        # The hash of a tuple in a tuple, a million deep, ends the process.
-        if not all(isinstance(key, str | int | float | None) for key in items[::2]):
-            raise RefusedError("it has a dict with keys that are neither text nor numbers")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def name(self, module: Any, name: Any) -> Name:
-        """Return a name, which is not looked up."""
-        if type(module) is not str or type(name) is not str:
-            raise RefusedError(f"it names {shown(module)}.{shown(name)}")
-        return Name(module, name)
-
     def storage(self, kind: Any, cls: Any, key: Any, device: Any, length: Any, views: Any = None) -> Storage:
         """Return the storage of a persistent id of `torch.save`."""
         if kind != "storage" or type(cls) is not Name or cls.module != "torch" or type(key) is not str or views is not None:
             raise RefusedError(f"it has a storage {shown(key)} of an unknown form")
-        storage = Storage(key, STORAGE_TYPES[cls.name], size(length))
+        storage = Storage(key, STORAGE_TYPES[cls.name.removesuffix("Storage")], size(length))
         if self.storages.setdefault(key, storage) != storage:
             raise RefusedError(f"it has a storage {shown(key)} of two types or sizes")
         return storage
@@ -362,7 +345,7 @@ class Machine:
             function, _, arguments, *_ = arguments
         made = CALLS.get(str(function)) if type(function) is Name else None
         if type(function) is Name and function.module.startswith(RECORDED_PACKAGE):
-            made = CALLS["torch.device"]
+            made = _record
         if made is None or type(arguments) is not tuple:
             raise RefusedError(f"it calls {shown(function)}, which parameters do not need")
         if made is _encode and arguments and type(arguments[0]) is str:  # the only call that makes more bytes of what was read

@@ -40,10 +40,10 @@ SMALL = {
     "language": SimpleNamespace(
         encoder={**ENCODER, **WIDTHS, "num_cross_attend_heads": 4}, length=11, vocabulary=13, width=24, decoder_heads=4
     ),
-    "fourier": SimpleNamespace(encoder=ENCODER, picture=(9, 12), bands=5, resolution=(9, 12), classes=5),
-    "conv": SimpleNamespace(encoder=ENCODER, picture=(30, 41), channels=9, bands=5, resolution=(8, 11), classes=5),
-    "learned": SimpleNamespace(encoder=ENCODER, picture=(6, 7), channels=10, positions=8, projected=12, classes=5),
-    "flow": SimpleNamespace(encoder=ONE_BLOCK, picture=(6, 7), channels=9, bands=5),
+    "fourier": SimpleNamespace(encoder=ENCODER, size=(9, 12), bands=5, resolution=(9, 12), classes=5),
+    "conv": SimpleNamespace(encoder=ENCODER, size=(30, 41), channels=9, bands=5, resolution=(8, 11), classes=5),
+    "learned": SimpleNamespace(encoder=ENCODER, size=(6, 7), channels=10, positions=8, projected=12, classes=5),
+    "flow": SimpleNamespace(encoder=ONE_BLOCK, size=(6, 7), channels=9, bands=5),
     "multimodal": SimpleNamespace(
         encoder=ONE_BLOCK,
         video=(2, 12, 12),
@@ -71,9 +71,9 @@ PUBLISHED = {
         width=768,
         decoder_heads=8,
     ),
-    "fourier": SimpleNamespace(encoder=IMAGENET, picture=(224, 224), bands=64, resolution=(224, 224), classes=1000),
-    "conv": SimpleNamespace(encoder=IMAGENET, picture=(224, 224), channels=64, bands=64, resolution=(56, 56), classes=1000),
-    "learned": SimpleNamespace(encoder=IMAGENET, picture=(224, 224), channels=256, positions=256, projected=256, classes=1000),
+    "fourier": SimpleNamespace(encoder=IMAGENET, size=(224, 224), bands=64, resolution=(224, 224), classes=1000),
+    "conv": SimpleNamespace(encoder=IMAGENET, size=(224, 224), channels=64, bands=64, resolution=(56, 56), classes=1000),
+    "learned": SimpleNamespace(encoder=IMAGENET, size=(224, 224), channels=256, positions=256, projected=256, classes=1000),
     "flow": SimpleNamespace(
         encoder={
             "z_index_dim": 2048,
@@ -81,7 +81,7 @@ PUBLISHED = {
             "num_self_attends_per_block": 24,
             "num_self_attend_heads": 16,
         },
-        picture=(368, 496),
+        size=(368, 496),
         channels=64,
         bands=64,
     ),
@@ -136,7 +136,7 @@ def inputs(head: str, c: SimpleNamespace) -> dict[str, np.ndarray]:
         return {"ids": ids, "mask": np.arange(c.length) < np.array([[c.length], [6], [0]])}
     if head == "multimodal":
         return {"audio": draw(2, c.samples, 1), "image": draw(2, *c.video, 3), "label": np.zeros((2, c.classes))}
-    return {"images": draw(2, *((2,) if head == "flow" else ()), *c.picture, 3)}
+    return {"images": draw(2, *((2,) if head == "flow" else ()), *c.size, 3)}
 
 
 def cotangent(head: str, output: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -219,10 +219,10 @@ def main(folder: str) -> None:
         return classifier(c, given, training, residual=False, **settings, **positions)
 
     def flow(c: SimpleNamespace, given: dict[str, Any], training: bool) -> dict[str, Any]:
-        positions = fourier(c.bands, c.picture)
+        positions = fourier(c.bands, c.size)
         model = perceiver.Perceiver(
             encoder=perceiver.PerceiverEncoder(**c.encoder),
-            decoder=perceiver.FlowDecoder(c.picture, rescale_factor=100.0, output_w_init=jnp.zeros, **positions),
+            decoder=perceiver.FlowDecoder(c.size, rescale_factor=100.0, output_w_init=jnp.zeros, **positions),
             input_preprocessor=io_processors.ImagePreprocessor(
                 prep_type="patches",
                 spatial_downsample=1,

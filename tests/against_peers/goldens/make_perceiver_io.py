@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).with_name("perceiver_io.npz")
 POSITIONS = "0.input_adapter.position_encoding.position_encoding"
 
 # All widths differ where they may. Each case: the kind of model, its encoder, its decoder, sizes of latents.
-PICTURES = {"num_cross_attention_heads": 1, "num_self_attention_heads": 3, "num_self_attention_layers_per_block": 2}
+IMAGES = {"num_cross_attention_heads": 1, "num_self_attention_heads": 3, "num_self_attention_layers_per_block": 2}
 LANGUAGE = {
     "vocab_size": 13,
     "max_seq_len": 11,
@@ -46,14 +46,14 @@ CLASSES = {"num_output_query_channels": 14, "num_cross_attention_heads": 2, "num
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "one read": (
         "image",
-        {**PICTURES, "image_shape": (7, 9, 3), "num_frequency_bands": 3, "num_self_attention_blocks": 2},
+        {**IMAGES, "image_shape": (7, 9, 3), "num_frequency_bands": 3, "num_self_attention_blocks": 2},
         CLASSES,
     ),
-    "first read apart": ("image", {**PICTURES, **SEVERAL, "image_shape": (5, 6, 1), "num_frequency_bands": 2}, CLASSES),
+    "first read apart": ("image", {**IMAGES, **SEVERAL, "image_shape": (5, 6, 1), "num_frequency_bands": 2}, CLASSES),
     "reads shared, first block apart": (
         "image",
         {
-            **PICTURES,
+            **IMAGES,
             **SEVERAL,
             "image_shape": (11, 2),
             "num_frequency_bands": 4,
@@ -67,7 +67,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "volume, nothing shared": (
         "image",
         {
-            **PICTURES,
+            **IMAGES,
             "image_shape": (3, 4, 5, 2),
             "num_frequency_bands": 1,
             "num_cross_attention_layers": 2,
@@ -95,10 +95,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LANGUAGE,
         {"vocab_size": 13, "max_seq_len": 11, "num_output_query_channels": 9, "num_cross_attention_heads": 3},
     ),
-    "flow": ("flow", {**PICTURES, **FRAMES}, {"image_shape": (6, 7), "cross_attention_residual": False}),
+    "flow": ("flow", {**IMAGES, **FRAMES}, {"image_shape": (6, 7), "cross_attention_residual": False}),
     "flow with residual": (
         "flow",
-        {**PICTURES, **FRAMES, **SEVERAL},
+        {**IMAGES, **FRAMES, **SEVERAL},
         {"image_shape": (6, 7), "num_cross_attention_heads": 3, "rescale_factor": 7.5},
     ),
 }
@@ -298,7 +298,7 @@ def published() -> dict[str, tuple[str, Any]]:
     from transformers import PerceiverConfig
 
     heads = {"num_cross_attention_heads": 1}
-    pictures = PerceiverConfig(
+    images = PerceiverConfig(
         num_latents=512, d_latents=1024, num_blocks=8, num_self_attends_per_block=6, num_labels=1000, **heads
     )
     frames = PerceiverConfig(
@@ -306,7 +306,7 @@ def published() -> dict[str, tuple[str, Any]]:
     )
     language = PerceiverConfig(qk_channels=256, v_channels=1280)
     return {
-        "perceiver_io_imagenet_fourier": ("image", image_classifier.convert_config(pictures)),
+        "perceiver_io_imagenet_fourier": ("image", image_classifier.convert_config(images)),
         "perceiver_io_mlm_bytes": ("language", mlm.convert_config(language)),
         "perceiver_io_optical_flow": ("flow", optical_flow.convert_config(frames)),
     }

@@ -35,7 +35,7 @@ CASES = {
     "flamingo_media": {"dim": 10, "depth": 2, "dim_head": 4, "heads": 2, "num_latents": 3, "max_num_media": 3},
 }
 IP_ADAPTER_INPUTS = (2, 11)  # samples, features
-FLAMINGO_INPUTS = (2, 3, 5, 4)  # samples, pictures or videos of each, frames of each, features of each
+FLAMINGO_INPUTS = (2, 3, 5, 4)  # samples, images or videos of each, frames of each, features of each
 
 
 def weights_of(shapes):

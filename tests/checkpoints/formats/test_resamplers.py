@@ -32,12 +32,8 @@ BAD = {
     "no inner norm": (without("p.layers.1.1.0.bias"), {}, r"p\.layers\.1\.1\.0\.bias is missing"),
     "no feed-forward": (without("p.layers.1.1.3.weight"), {}, r"p\.layers\.1\.1\.3\.weight is missing"),
     "one too many": (flamingo("p.") | {"p.extra": torch.zeros(2)}, {}, r"1 tensors have no place in Resampler, .*p\.extra"),
-    "a layer too many": (
-        flamingo() | {"layers.7.0.to_kv.weight": torch.zeros(30, 12)},
-        {},
-        r"layers\.\* are numbered \['0', '1', '7'\], not 0 to 2",
-    ),
-    "no number": (flamingo() | {"layers.x.0.to_kv.weight": torch.zeros(30, 12)}, {}, r"numbered \['0', '1', 'x'\]"),
+    "a layer too many": (flamingo() | {"layers.7.0.to_q.weight": torch.zeros(1)}, {}, r"layers\.2 is missing: the file is"),
+    "no number": (flamingo() | {"layers.x.0.to_q.weight": torch.zeros(1)}, {}, r"layers\.2 is missing: the file is not"),
     "other shape": (flamingo() | {"norm.weight": torch.zeros(13)}, {}, r"norm\.weight has shape \[13\], not \[12\]"),
     "vector for latents": (
         flamingo() | {"latents": torch.zeros(12)},
@@ -84,7 +80,7 @@ def test_names_that_only_end_alike():
 def test_convert(tmp_path, capsys):
     torch.save(flamingo(), tmp_path / "model.pt")
     assert main(["convert", str(tmp_path / "model.pt"), str(tmp_path / "ours"), "--heads=3"]) == 0
-    assert "Resampler of " in capsys.readouterr().out
+    assert "Resampler with " in capsys.readouterr().out
     assert from_pretrained(tmp_path / "ours").config["head_dim"] == 5
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to=transformers"]) == 2
     assert "transformers does not have a Resampler" in capsys.readouterr().err
