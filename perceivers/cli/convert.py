@@ -9,6 +9,8 @@ from perceivers.checkpoints import onnx
 from perceivers.checkpoints.detect import from_pretrained
 from perceivers.checkpoints.formats import perceiver_pytorch, transformers
 
+FORMATS = ("perceivers", "transformers", "perceiver-pytorch", "onnx")
+
 
 def main(arguments: list[str]) -> int:
     """Run the command; return the exit status.
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> int:
         type=Path,
         help="folder to write; for perceiver-pytorch a .safetensors or .pt file, for ONNX a file",
     )
-    parser.add_argument("--to", choices=SAVERS, default="perceivers", help="default: %(default)s")
+    parser.add_argument("--to", choices=FORMATS, default="perceivers", help="default: %(default)s")
     parser.add_argument("--mask", action="store_true", help="for ONNX: with an input for the mask")
     add_options(parser)
     chosen = vars(parser.parse_args(arguments))
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> int:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"DESTINATION {destination} already exists: remove it, or give another folder")
     model = from_pretrained(source, **given(chosen))
-    for line in SAVERS[form](model, destination, mask):
+    for line in save(model, destination, form, mask):
         print(line)
     print(f"{destination}: {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
     return 0
@@ -68,34 +70,21 @@ def _spacing(text: str) -> float | str:
     return text if text == "linear" else float(text)
 
 
-def _perceivers(model: Any, destination: Path, mask: bool) -> list[str]:
-    model.save_pretrained(destination)
+def save(model: Any, destination: Path, form: str, mask: bool) -> list[str]:
+    """Write a model in a format; return the lines to print about it."""
+    match form:
+        case "perceivers":
+            model.save_pretrained(destination)
+        case "transformers":
+            transformers.save(model, destination)
+        case "perceiver-pytorch":
+            name, theirs = perceiver_pytorch.constructor(model)
+            perceiver_pytorch.save(model, destination)
+            return [f"perceiver_pytorch.{name}({', '.join(f'{key}={value!r}' for key, value in theirs.items())})"]
+        case "onnx":
+            try:
+                inputs, results = onnx.save(model, destination, mask=mask or None)
+            except ImportError as error:
+                raise ValueError(str(error)) from error
+            return [f"{name}: [{', '.join(map(str, shape))}]" for name, shape in {**inputs, **results}.items()]
     return []
-
-
-def _transformers(model: Any, destination: Path, mask: bool) -> list[str]:
-    transformers.save(model, destination)
-    return []
-
-
-def _perceiver_pytorch(model: Any, destination: Path, mask: bool) -> list[str]:
-    name, theirs = perceiver_pytorch.constructor(model)
-    perceiver_pytorch.save(model, destination)
-    return [f"perceiver_pytorch.{name}({', '.join(f'{key}={value!r}' for key, value in theirs.items())})"]
-
-
-def _onnx(model: Any, destination: Path, mask: bool) -> list[str]:
-    try:
-        inputs, results = onnx.save(model, destination, mask=mask or None)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    return [f"{name}: [{', '.join(map(str, shape))}]" for name, shape in {**inputs, **results}.items()]
-
-
-# For each format a function that writes a model, and returns what to print.
-SAVERS = {
-    "perceivers": _perceivers,
-    "transformers": _transformers,
-    "perceiver-pytorch": _perceiver_pytorch,
-    "onnx": _onnx,
-}

@@ -57,7 +57,6 @@ def draw(model: Model, preprocessing: Preprocessing, name: str, record: Any, lay
         layer: Number of the cross-attention.
         path: The file to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     sample = preprocessing(record)
@@ -66,7 +65,6 @@ def draw(model: Model, preprocessing: Preprocessing, name: str, record: Any, lay
     values = next(iter(results(model, preprocessing, [(name, record)])))[1]
     latents = distinct(maps.flatten(1), 3)
     figure = Figure(figsize=(2.6 * (2 + len(latents)), 2.9), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(f"{Path(name).name}: {in_words(preprocessing, [float(v) for v in values], 3)}", fontsize=9)  # pyright: ignore
     panels = figure.subplots(1, 2 + len(latents))
     preprocessing.draw(panels, record, sample[0], torch.stack([maps.mean(0), *(maps[i] for i in latents)]))

@@ -1,13 +1,14 @@
-"""`perceivers fit PATH`: training on one's own data, a run in a folder that can be stopped and resumed."""
+"""`perceivers fit PATH` and `perceivers pretrain PATH`: train in a folder, so that the run can be stopped and resumed."""
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import Namespace
 
 from perceivers.cli.run_options import CONFIG, make_run, parse, run_parser, write_options
 from perceivers.pretrained import PREPROCESSING
-from perceivers.training.checkpoint import read_preprocessing
+from perceivers.training.checkpoint import AtomicCheckpointIO
 from perceivers.training.module import Training
 from perceivers.training.pretrain import Pretraining
 from perceivers.training.run import LAST, Run
@@ -34,7 +35,7 @@ MORE = {
 }
 
 
-def main(arguments: list[str], command: str = "fit") -> int:
+def main(arguments: list[str], command: Literal["fit", "pretrain"]) -> int:
     """Run `perceivers fit` or `perceivers pretrain`; return the exit status.
 
     Args:
@@ -54,7 +55,7 @@ def main(arguments: list[str], command: str = "fit") -> int:
         options["model.init_from"] = options["from"]
         options["data.like"] = str(Path(options["from"]) / PREPROCESSING)
     if options.resume is not None:
-        options["data.preprocessing"] = read_preprocessing(folder / LAST)
+        options["data.preprocessing"] = AtomicCheckpointIO().load_checkpoint(folder / LAST)["preprocessing"]
     run = make_run(parser, options, folder, Pretraining if command == "pretrain" else Training)
     again = f"perceivers {command} --resume {folder}"
     if options.resume is None and run.saved:
