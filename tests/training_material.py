@@ -11,12 +11,10 @@ from sklearn.datasets import load_diabetes, load_digits, load_wine
 
 from perceivers import _atomic
 
+SMALL = {"dim": 16, "heads": 2, "num_latent_tokens": 4, "num_latent_transformers_in_layers": [1, 1]}
 TINY = [
     "--trainer.max_epochs=2",
-    "--model.network.dim=16",
-    "--model.network.heads=2",
-    "--model.network.num_latent_tokens=4",
-    "--model.network.num_latent_transformers_in_layers=[1,1]",
+    *(f"--model.network.{name}={value}" for name, value in SMALL.items()),
     "--trainer.enable_progress_bar=false",
 ]
 

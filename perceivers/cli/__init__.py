@@ -13,10 +13,10 @@ from perceivers import __version__
 # Each command: module, arguments of its `main` after the user's, extra that it needs, help.
 COMMANDS = {
     "fit": ("fit", ("fit",), "train", "train on the data at PATH; --resume FOLDER continues a run"),
-    "pretrain": ("fit", ("pretrain",), "train", "learn without labels what `fit --from FOLDER` starts from"),
+    "pretrain": ("fit", ("pretrain",), "train", "pretrain on data without labels, for `fit --from FOLDER`"),
     "validate": ("validate", ("validate",), "train", "evaluate a run's model on its validation samples"),
     "test": ("validate", ("test",), "train", "evaluate a run's model on its test samples"),
-    "predict": ("predict", (), "predict", "predict new files with a trained model"),
+    "predict": ("predict", (), "predict", "predict the labels of new files with a trained model"),
     "explain": ("explain", (), "predict", "draw what a trained model attends to"),
     "convert": ("convert", (), "onnx", "convert weights from one format to another"),
     "info": ("info", (), "train", "show what is installed (the default); info MODEL: describe a model"),

@@ -21,11 +21,13 @@ def main(arguments: list[str]) -> int:
     Raises:
         ValueError: If an argument is wrong, or a file cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="perceivers explain", description="Draw what a trained model attends to.")
+    parser = argparse.ArgumentParser(
+        prog="perceivers explain", description="Draw what a trained model attends to, one figure per sample."
+    )
     add_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder of the figures (default: the current one)")
-    parser.add_argument("--layer", type=int, default=-1, help="number of the cross-attention (default: the last)")
-    parser.add_argument("--most", type=int, default=20, help="most samples to draw (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the figures (default: the current one)")
+    parser.add_argument("--layer", type=int, default=-1, help="index of the cross-attention layer (default: the last)")
+    parser.add_argument("--most", type=int, default=20, help="maximum number of samples to draw (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     model, preprocessing = load(chosen.model)
     records = list(read_records(chosen.files, preprocessing))

@@ -100,7 +100,7 @@ class TrainingModule(LightningModule):
 
 
 class Training(TrainingModule):
-    """A `PerceiverIO` in training.
+    """Training of a `PerceiverIO`.
 
     Args:
         network: Arguments of `PerceiverIO`, also one by one, such as --model.network.dim 64. Defaults are chosen for the data,

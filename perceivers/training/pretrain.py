@@ -21,7 +21,7 @@ from perceivers.training.optim import OptimizerConfig
 
 
 class Pretraining(TrainingModule):
-    """A `PerceiverIO` that learns to predict hidden inputs.
+    """Pretraining of a `PerceiverIO`, which learns to predict hidden inputs.
 
     Args:
         network: Arguments of `PerceiverIO`. Defaults are chosen for the data, see `suggest`.

@@ -247,11 +247,11 @@ def test_a_loss_that_is_nan_ends_the_run(capsys, monkeypatch):
 def test_wrong_use(capsys):
     assert "PATH is missing" in fails(["fit"], capsys)
     Path("empty").mkdir()
-    assert "no run.yaml in it" in fails(["fit", "--resume", "empty"], capsys)
+    assert "empty does not hold a run, as it has no run.yaml" in fails(["fit", "--resume", "empty"], capsys)
     material.arrays(Path("x.npz"))
     assert main(["fit", "x.npz", "--output=run", *TINY, "--trainer.max_epochs=1"]) == 0
     Path("run/last.ckpt").unlink()
-    assert "no last.ckpt in it" in fails(["fit", "--resume", "run"], capsys)
+    assert "stopped before its first checkpoint, last.ckpt" in fails(["fit", "--resume", "run"], capsys)
 
 
 def test_arguments_are_over_the_configuration():

@@ -35,7 +35,7 @@ def test_wrong_use(capsys):
     Path("empty").mkdir()
     for arguments, message in (
         (["test"], "FOLDER is missing: perceivers test FOLDER"),
-        (["validate", "empty"], "no run.yaml in it"),
+        (["validate", "empty"], "empty does not hold a run, as it has no run.yaml"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

@@ -55,8 +55,8 @@ def test_many_whole_numbers_are_not_classes():
 @pytest.mark.parametrize(
     ("arrays", "kind"),
     [
-        ({"x": np.zeros((4, 5))}, "Table"),
-        ({"x": np.zeros((4, 300))}, "Arrays"),
+        ({"x": np.zeros((4, 256))}, "Table"),
+        ({"x": np.zeros((4, 257))}, "Arrays"),
         ({"x": np.zeros((4, 5, 3))}, "Arrays"),
         ({"points": np.zeros((4, 5, 3))}, "PointClouds"),
     ],

@@ -12,7 +12,7 @@ from perceivers.__main__ import main
 from perceivers.data import Preprocessing
 from perceivers.training.datamodule import PathData
 from perceivers.training.pretrain import Pretraining, hide
-from training_material import KINDS, TINY, Killed, killed_at, read_rows
+from training_material import KINDS, SMALL, TINY, Killed, killed_at, read_rows
 
 pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("default")]
 
@@ -42,9 +42,8 @@ def test_pretrain_then_fit(kind, capsys):
 
 def model_and_batch(kind, **settings):
     data = PathData(str(KINDS[kind][0]()), task="pretraining")
-    network = {"dim": 16, "heads": 2, "num_latent_tokens": 4, "num_latent_transformers_in_layers": [1, 1]}
     torch.manual_seed(0)
-    model = Pretraining(network, preprocessing=data.preprocessing.describe(), **settings)
+    model = Pretraining(SMALL, preprocessing=data.preprocessing.describe(), **settings)
     for parameter in model.network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     examples = data.examples("train")
@@ -142,8 +141,8 @@ def test_wrong_use(capsys):
         (["pretrain", "digits", "--from", "pre"], "--resume pre continues"),
         (["pretrain", "digits", "--output=other", "--model.mask_ratio=1"], "mask_ratio=1"),
         (["pretrain"], "perceivers pretrain PATH"),
-        (["pretrain", "--from", "x", "--resume", "pre"], "leave PATH and --from out"),
-        (["pretrain", "digits", "--resume", "pre"], "leave PATH and --from out"),
+        (["pretrain", "--from", "x", "--resume", "pre"], "leave out PATH and --from"),
+        (["pretrain", "digits", "--resume", "pre"], "leave out PATH and --from"),
         (["validate", "pre"], "perceivers fit PATH --from pre"),
     ]
     for arguments, message in cases:
