@@ -2,76 +2,65 @@
 
 import errno
 import os
+import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY = ".tmp"  # suffix of a file that is being written
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """Provide a file to write; at the end, it replaces the one at the path, and is on the disk.
-
-    It is written beside the old one under a temporary name, synced, renamed, and the folder synced; a failure leaves the old
-    file. A process that is killed also leaves the temporary file, see `sweep`.
-
-    Raises:
-        OSError: If the disk is full; the message names the path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if _full(error):
-            raise OSError(
-                errno.ENOSPC, f"the disk is full, {path.name} was not written; the one before is kept", str(path)
-            ) from error
-        raise
-    _sync(path.parent)
+TEMPORARY = ".saving-"  # prefix of a folder in which files are being written
 
 
 @contextmanager
 def replacing_files(folder: str | Path) -> Iterator[Path]:
-    """Provide an empty folder; at the end, its files replace those of the same names in `folder`.
+    """Provide an empty folder; at the end, its files replace those of the same names in `folder`, and are on the disk.
 
-    All of them are on the disk before the first is moved. If the block fails, `folder` is left as it was.
+    All of them are on the disk before the first is moved. If the block fails, `folder` is left as it was. A process that is
+    killed leaves the temporary folder, see `sweep`.
+
+    Raises:
+        OSError: If the disk is full; the message names the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-        yield Path(temporary)
-        files = sorted(Path(temporary).iterdir())
-        for file in files:
-            _sync(file)
-        for file in files:
-            os.replace(file, folder / file.name)
-    _sync(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
+            yield Path(temporary)
+            files = sorted(Path(temporary).iterdir())
+            for file in files:
+                _sync(file)
+            for file in files:
+                os.replace(file, folder / file.name)
+    except BaseException as error:
+        if _full(error):
+            message = "the disk is full, so the new files were not written; the previous ones are kept"
+            raise OSError(errno.ENOSPC, message, str(folder)) from error
+        raise
+    if os.name != "nt":  # Windows cannot sync a folder
+        _sync(folder)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Provide a file to write; at the end, it replaces the one at the path, see `replacing_files`."""
+    path = Path(path)
+    with replacing_files(path.parent) as folder, open(folder / path.name, "wb") as file:
+        yield file
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary folders that a killed process left."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only what is open for writing
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left."""
-    for file in folder.glob(f".*{TEMPORARY}"):
-        file.unlink(missing_ok=True)
 
 
 def _full(error: BaseException | None) -> bool:

@@ -32,6 +32,12 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Change to an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def peer(request):
     """The module named by `@pytest.mark.peer(name)`."""
     name = request.node.get_closest_marker("peer").args[0]

@@ -1,6 +1,7 @@
 """Small data sets for the tests, written to files as a user has them: real digits, tables and texts; made-up tones."""
 
 import csv
+import os
 import wave
 from pathlib import Path
 
@@ -8,12 +9,12 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits, load_wine
 
+from perceivers import _atomic
+
+SMALL = {"dim": 16, "heads": 2, "num_latent_tokens": 4, "num_latent_transformers_in_layers": [1, 1]}
 TINY = [
     "--trainer.max_epochs=2",
-    "--model.network.dim=16",
-    "--model.network.heads=2",
-    "--model.network.num_latent_tokens=4",
-    "--model.network.num_latent_transformers_in_layers=[1,1]",
+    *(f"--model.network.{name}={value}" for name, value in SMALL.items()),
     "--trainer.enable_progress_bar=false",
 ]
 
@@ -148,3 +149,46 @@ def killed_at(step: int, module: type, patch) -> None:
         return right(self, batch, batch_idx)
 
     patch.setattr(module, "training_step", training_step)
+
+
+class Writes:
+    """Counts what `perceivers._atomic` writes, syncs and renames, and fails at one of them: raises, or calls a function."""
+
+    def __init__(self, at, failure, patch):
+        self.count, self.at, self.failure = 0, at, failure
+        for name in ("fsync", "replace"):
+            patch.setattr(os, name, self.counted(getattr(os, name)))
+        patch.setattr(_atomic, "open", lambda *given: Torn(open(*given), self), raising=False)
+
+    def counted(self, function):
+        return lambda *given: (self.step(), function(*given))[1]
+
+    def step(self):
+        self.count += 1
+        if self.count == self.at:
+            if isinstance(self.failure, BaseException):
+                raise self.failure
+            self.failure()
+
+
+class Torn:
+    """A file of which the failing write leaves a half."""
+
+    def __init__(self, file, writes):
+        self.file, self.writes = file, writes
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        if self.writes.count + 1 == self.writes.at:
+            self.file.write(bytes(data)[: len(data) // 2])
+            self.file.flush()
+        self.writes.step()
+        return self.file.write(data)

@@ -1,4 +1,4 @@
-"""The command line `perceivers`: train and use models, and see what is installed. One file per command.
+"""The command line `perceivers`: train and use models, and see what is installed.
 
 Only this package prints and exits. A command's module is imported when the command is called.
 """
@@ -12,11 +12,11 @@ from perceivers import __version__
 
 # Each command: module, arguments of its `main` after the user's, extra that it needs, help.
 COMMANDS = {
-    "fit": ("fit", (), "train", "train on the data at PATH; --resume FOLDER continues a run"),
-    "pretrain": ("pretrain", (), "train", "learn without labels what `fit --from FOLDER` starts from"),
+    "fit": ("fit", ("fit",), "train", "train on the data at PATH; --resume FOLDER continues a run"),
+    "pretrain": ("fit", ("pretrain",), "train", "pretrain on data without labels, for `fit --from FOLDER`"),
     "validate": ("validate", ("validate",), "train", "evaluate a run's model on its validation samples"),
     "test": ("validate", ("test",), "train", "evaluate a run's model on its test samples"),
-    "predict": ("predict", (), "predict", "predict new files with a trained model"),
+    "predict": ("predict", (), "predict", "predict the labels of new files with a trained model"),
     "explain": ("explain", (), "predict", "draw what a trained model attends to"),
     "convert": ("convert", (), "onnx", "convert weights from one format to another"),
     "info": ("info", (), "train", "show what is installed (the default); info MODEL: describe a model"),

@@ -21,11 +21,13 @@ def main(arguments: list[str]) -> int:
     Raises:
         ValueError: If an argument is wrong, or a file cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="perceivers explain", description="Draw what a trained model attends to.")
+    parser = argparse.ArgumentParser(
+        prog="perceivers explain", description="Draw what a trained model attends to, one figure per sample."
+    )
     add_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder of the figures (default: the current one)")
-    parser.add_argument("--layer", type=int, default=-1, help="number of the cross-attention (default: the last)")
-    parser.add_argument("--most", type=int, default=20, help="most samples to draw (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the figures (default: the current one)")
+    parser.add_argument("--layer", type=int, default=-1, help="index of the cross-attention layer (default: the last)")
+    parser.add_argument("--most", type=int, default=20, help="maximum number of samples to draw (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     model, preprocessing = load(chosen.model)
     records = list(read_records(chosen.files, preprocessing))
@@ -57,7 +59,6 @@ def draw(model: Model, preprocessing: Preprocessing, name: str, record: Any, lay
         layer: Number of the cross-attention.
         path: The file to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     sample = preprocessing(record)
@@ -66,7 +67,6 @@ def draw(model: Model, preprocessing: Preprocessing, name: str, record: Any, lay
     values = next(iter(results(model, preprocessing, [(name, record)])))[1]
     latents = distinct(maps.flatten(1), 3)
     figure = Figure(figsize=(2.6 * (2 + len(latents)), 2.9), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(f"{Path(name).name}: {in_words(preprocessing, [float(v) for v in values], 3)}", fontsize=9)  # pyright: ignore
     panels = figure.subplots(1, 2 + len(latents))
     preprocessing.draw(panels, record, sample[0], torch.stack([maps.mean(0), *(maps[i] for i in latents)]))

@@ -1,40 +1,49 @@
-"""`perceivers fit PATH`: training on one's own data, a run in a folder that can be stopped and resumed."""
+"""`perceivers fit PATH` and `perceivers pretrain PATH`: train in a folder, so that the run can be stopped and resumed."""
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import Namespace
 
 from perceivers.cli.run_options import CONFIG, make_run, parse, run_parser, write_options
 from perceivers.pretrained import PREPROCESSING
-from perceivers.training.checkpoint import read_preprocessing
+from perceivers.training.checkpoint import AtomicCheckpointIO
 from perceivers.training.module import Training
 from perceivers.training.pretrain import Pretraining
 from perceivers.training.run import LAST, Run
 
 HELP = """\
-perceivers {name} PATH [OPTIONS]      train on the data at PATH; no option is needed
-perceivers {name} --resume FOLDER     continue a run that was stopped
-{more}
+{usage}
 PATH is a folder with one folder per class (of images, audio, videos or .txt files), a .csv, .parquet or .npz file, or
-hub:NAME. What was found and chosen is printed first, with the options that change it. The most useful options:
+hub:NAME for a data set on the Hugging Face hub. The command first prints what it found and chose, with the options that
+change it. The most useful options:
 
   --output FOLDER                     folder of the run (default: runs/NAME-1, 2, ...)
   --data.target COLUMN                column of a table to predict
   --trainer.max_epochs N              number of epochs
   --model.lr X, --data.batch_size N   learning rate, samples per step
-  --model.network.dim N               width of the model; .num_latent_tokens and all other arguments of PerceiverIO likewise
-  --trainer.devices N                 GPUs; --trainer.precision bf16-mixed: half the memory
+  --model.network.dim N               width of the model; so for .num_latent_tokens and all other arguments of PerceiverIO
+  --trainer.devices N                 number of GPUs
+  --trainer.precision bf16-mixed      mixed precision, which needs less memory
 
-A configuration names classes that are imported: it is code, use only your own.
+A configuration file can import and run code: use only files from sources that you trust.
 """
-MORE = {
-    "fit": "perceivers fit PATH --from FOLDER  start from what `perceivers pretrain` left in FOLDER\n",
-    "pretrain": "perceivers fit PATH --from FOLDER      what comes next, with the FOLDER that this leaves\n",
+USAGE = {
+    "fit": """\
+perceivers fit PATH [OPTIONS]      train on the data at PATH; all options have defaults
+perceivers fit PATH --from FOLDER  start from the model that `perceivers pretrain` saved in FOLDER
+perceivers fit --resume FOLDER     continue a run that was stopped
+""",
+    "pretrain": """\
+perceivers pretrain PATH [OPTIONS]   learn from the data at PATH without labels; all options have defaults
+perceivers pretrain --resume FOLDER  continue a run that was stopped
+perceivers fit PATH --from FOLDER    then train on data with labels, starting from the FOLDER of the pretraining
+""",
 }
 
 
-def main(arguments: list[str], command: str = "fit") -> int:
+def main(arguments: list[str], command: Literal["fit", "pretrain"]) -> int:
     """Run `perceivers fit` or `perceivers pretrain`; return the exit status.
 
     Args:
@@ -44,21 +53,21 @@ def main(arguments: list[str], command: str = "fit") -> int:
     Raises:
         ValueError: If an argument is wrong, or the data cannot be read.
     """
-    parser = run_parser(command, HELP.format(name=command, more=MORE[command]))
-    parser.add_argument("path", nargs="?", type=str | None, default=None, help="the data")
-    parser.add_argument("--resume", type=str | None, default=None, help="folder of a run to continue")
-    parser.add_argument("--from", type=str | None, default=None, help="folder of a pretrained model to start from")
+    parser = run_parser(command, HELP.format(usage=USAGE[command]))
+    parser.add_argument("path", metavar="PATH", nargs="?", type=str | None, help="folder or file with the data")
+    parser.add_argument("--resume", metavar="FOLDER", type=str | None, help="folder of a run to continue")
+    parser.add_argument("--from", metavar="FOLDER", type=str | None, help="folder of a pretrained model to start from")
     options, given = parse(parser, arguments, "resume")
     folder = _folder(options, given, command)
     if options["from"] is not None:
         options["model.init_from"] = options["from"]
         options["data.like"] = str(Path(options["from"]) / PREPROCESSING)
     if options.resume is not None:
-        options["data.preprocessing"] = read_preprocessing(folder / LAST)
+        options["data.preprocessing"] = AtomicCheckpointIO().load_checkpoint(folder / LAST)["preprocessing"]
     run = make_run(parser, options, folder, Pretraining if command == "pretrain" else Training)
     again = f"perceivers {command} --resume {folder}"
     if options.resume is None and run.saved:
-        raise ValueError(f"--output {folder}: there is a run already: --resume {folder} continues it, or give another folder")
+        raise ValueError(f"--output {folder} already holds a run: continue it with --resume {folder}, or give another folder")
     first = run.trainer.is_global_zero  # of several processes
     if first:
         write_options(parser, options, run)
@@ -67,7 +76,7 @@ def main(arguments: list[str], command: str = "fit") -> int:
         finished = run.fit(resume=options.resume is not None)
     except Exception:
         if first and run.saved:
-            print(f"stopped by an error; the run is saved up to its last checkpoint: {again}", file=sys.stderr)
+            print(f"stopped by an error; to continue from the last checkpoint: {again}", file=sys.stderr)
         raise
     state, best = "done" if finished else "interrupted", run.best_metric()
     if first and run.saved:
@@ -81,16 +90,16 @@ def main(arguments: list[str], command: str = "fit") -> int:
 
 
 def _folder(options: Namespace, given: Namespace, command: str) -> Path:
-    """Return the folder of a run, and check that the arguments which say where to start fit each other."""
+    """Return the folder of a run, and check that PATH, --resume and --from fit each other."""
     resume, start = options.resume, options["from"]
     if resume is not None:
         if given.get("path") is not None or start is not None:
-            raise ValueError(f"--resume {resume}: a resumed run has its data and its weights: leave PATH and --from out")
+            raise ValueError(f"--resume {resume}: a resumed run keeps its data and weights: leave out PATH and --from")
         if not (Path(resume) / LAST).exists():
-            raise ValueError(f"--resume {resume}: there is no {LAST} in it, the run was stopped before its first: start anew")
+            raise ValueError(f"--resume {resume}: the run was stopped before its first checkpoint, {LAST}: start a new run")
         return Path(resume)
     if start is not None and command == "pretrain":
-        raise ValueError(f"--from {start}: pretraining starts anew: perceivers pretrain --resume {start} continues a run")
+        raise ValueError(f"--from {start} is for fit, not pretrain: perceivers pretrain --resume {start} continues a run")
     if options.path is None:
         raise ValueError(f"PATH is missing: perceivers {command} PATH, or perceivers {command} --resume FOLDER")
     return Path(options.output) if options.output else new_folder(options.path)

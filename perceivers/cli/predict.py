@@ -1,4 +1,4 @@
-"""`perceivers predict`: a trained model on new files, also a model of another library. Needs no training extra."""
+"""`perceivers predict`: run a trained model, also one of transformers, on new files. Needs no training extra."""
 
 import argparse
 import csv
@@ -29,10 +29,10 @@ def main(arguments: list[str]) -> int:
     Raises:
         ValueError: If an argument is wrong.
     """
-    parser = argparse.ArgumentParser(prog="perceivers predict", description="Predict new files with a trained model.")
+    parser = argparse.ArgumentParser(prog="perceivers predict", description="Predict the labels of new files.")
     add_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="table to write (default: %(default)s)")
-    parser.add_argument("--top", type=int, default=3, help="classes to print (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=3, help="number of classes to print per sample (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples per batch (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     for name in ("top", "batch_size"):
@@ -64,9 +64,9 @@ def main(arguments: list[str]) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that `predict` and `explain` share."""
-    parser.add_argument("model", metavar="MODEL", help="folder that perceivers fit wrote, or a classifier of transformers")
-    parser.add_argument("files", metavar="FILES", nargs="+", help="files of the kind it was trained on, or folders of them")
-    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    parser.add_argument("model", metavar="MODEL", help="folder of a run, or a classifier of transformers")
+    parser.add_argument("files", metavar="FILES", nargs="+", help="files like those it was trained on, or folders of them")
+    parser.add_argument("--device", default="cpu", help="device to run on, such as cuda (default: %(default)s)")
 
 
 def load(source: str | Path) -> tuple[Model, Preprocessing]:

@@ -1,11 +1,10 @@
 """The options of a run: the parser that `fit`, `pretrain`, `validate` and `test` share, and the objects that options make.
 
-A configuration names classes that are imported: it is code, use only your own.
+A configuration file can import and run code: it must come from a trusted source.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch.callbacks
 import lightning.pytorch.loggers  # noqa: F401 so that --trainer.callbacks and .logger take the names of their classes
@@ -15,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from perceivers._atomic import replacing
 from perceivers.training.datamodule import PathData
-from perceivers.training.module import Training, TrainingModule
+from perceivers.training.module import Training
 from perceivers.training.pretrain import Pretraining
 from perceivers.training.run import Run
 
@@ -36,10 +35,12 @@ def run_parser(command: str, description: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"perceivers {command}", description=description, formatter_class=HelpFormatter, usage="%(prog)s [OPTIONS]"
     )
-    parser.add_argument("--output", type=str | None, default=None, help="folder of the run (default: runs/NAME-1, 2, ...)")
-    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
-    parser.add_argument("--ema", type=float | None, default=None, help="decay of an average of the weights, such as 0.999")
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options")
+    parser.add_argument("--output", metavar="FOLDER", type=str | None, help="folder of the run (default: runs/NAME-N)")
+    parser.add_argument("--every", metavar="N", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument(
+        "--ema", metavar="X", type=float | None, help="decay of a moving average of the weights, such as 0.999"
+    )
+    parser.add_argument("--config", metavar="FILE", action=ActionConfigFile, help="YAML file with options")
     module = Pretraining if command == "pretrain" else Training
     parser.add_class_arguments(module, "model", skip={"preprocessing"}, instantiate=False)
     parser.add_class_arguments(PathData, "data", skip={"path"}, instantiate=False)
@@ -68,7 +69,7 @@ def parse(parser: ArgumentParser, arguments: list[str], folder_option: str) -> t
     if folder is None:
         options = parser.get_defaults()
     elif not (Path(folder) / CONFIG).exists():
-        raise ValueError(f"{folder_option} {folder}: there is no {CONFIG} in it: give the folder of a run")
+        raise ValueError(f"{folder} does not hold a run, as it has no {CONFIG}: give the folder that perceivers fit wrote")
     else:
         options = parser.parse_path(str(Path(folder) / CONFIG))
     for name, value in vars(given.as_flat()).items():
@@ -77,17 +78,16 @@ def parse(parser: ArgumentParser, arguments: list[str], folder_option: str) -> t
     return options, given
 
 
-def make_run(parser: ArgumentParser, options: Namespace, folder: Path, module: type[TrainingModule]) -> Run:
+def make_run(parser: ArgumentParser, options: Namespace, folder: Path, module: type[Training | Pretraining]) -> Run:
     """Make the data, the model and the trainer of options.
 
     Raises:
         ValueError: If an option is out of range, options exclude each other, or the data cannot be read.
     """
     data = PathData(options.path, **options.data.as_dict())
-    model: Any = module
     trainer = parser.instantiate(options).trainer.as_dict()
-    model = model(preprocessing=data.preprocessing.describe(), **options.model.as_dict())
     try:
+        model = module(preprocessing=data.preprocessing.describe(), **options.model.as_dict())
         return Run(folder, model, data, every=options.every, ema=options.ema, trainer=trainer)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error

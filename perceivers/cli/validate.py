@@ -9,7 +9,7 @@ from perceivers.pretrained import PREPROCESSING
 from perceivers.training.module import Training
 
 HELP = """\
-perceivers {stage} FOLDER [PATH] [OPTIONS]  evaluate the model of the run in FOLDER, on its own data or those at PATH
+perceivers {stage} FOLDER [PATH]  evaluate the model of the run in FOLDER on its own data, or on the data at PATH
 """
 
 
@@ -20,8 +20,8 @@ def main(arguments: list[str], stage: Literal["validate", "test"]) -> int:
         ValueError: If FOLDER does not hold a run, or the data cannot be read.
     """
     parser = run_parser(stage, HELP.format(stage=stage))
-    parser.add_argument("folder", nargs="?", type=str | None, default=None, help="the folder of a run")
-    parser.add_argument("path", nargs="?", type=str | None, default=None, help="other data than those of the run")
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=str | None, help="folder of a run")
+    parser.add_argument("path", metavar="PATH", nargs="?", type=str | None, help="other data (default: those of the run)")
     options, _ = parse(parser, arguments, "folder")
     if options.folder is None:
         raise ValueError(f"FOLDER is missing: perceivers {stage} FOLDER [PATH], with the folder of a run")
@@ -34,7 +34,7 @@ def main(arguments: list[str], stage: Literal["validate", "test"]) -> int:
     options["trainer.logger"] = options["trainer.enable_progress_bar"] = False
     run = make_run(parser, options, folder, Training)
     if run.trainer.is_global_zero and stage == "test" and "test" not in run.data.found.splits:
-        print("there are no test samples: these are the validation samples")
+        print("there are no test samples: evaluating on the validation samples")
     found = run.evaluate(stage)
     if run.trainer.is_global_zero:
         print("\n".join(f"{name} {value:.4g}" for name, value in found.items()))

@@ -27,8 +27,7 @@ from perceivers.data.files import ARRAYS, TABLES, read_arrays, read_table
 from perceivers.data.preprocessing import PRETRAINING, Preprocessing
 
 TARGETS = ("label", "target", "class", "y")
-SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation"}
-SPLITS["test"] = "test"
+SPLITS = {"train": "train", "test": "test", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation")}
 FEW = 20  # whole numbers with more distinct values than this are not classes
 Kind = type[Preprocessing]
 

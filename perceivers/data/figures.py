@@ -1,4 +1,4 @@
-"""How `perceivers explain` draws a sample and maps of it, on panels of matplotlib: images, points, or series."""
+"""How `perceivers explain` draws a sample and maps of it, on panels of matplotlib: images, series, or bars."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,6 @@ def draw_image(panels: Sequence[Any], image: Tensor, maps: Tensor) -> None:
     for panel, one in zip(panels[1:], maps, strict=True):
         panel.imshow(one.numpy(), cmap="magma")
     for panel in panels:
-        panel.axis("off")
-
-
-def draw_points(panels: Sequence[Any], points: Tensor, maps: Tensor) -> None:
-    """Draw points `[A, n]` from their broadest side, and on the other panels coloured by maps `[k, n]`."""
-    spread = points.amax(1) - points.amin(1)
-    across, up = points[sorted(spread.topk(2).indices.tolist())].numpy()
-    panels[0].scatter(across, up, s=2, c="grey")
-    for panel, one in zip(panels[1:], maps, strict=True):
-        panel.scatter(across, up, s=4, c=one.numpy(), cmap="magma")
-    for panel in panels:
-        panel.set_aspect("equal")
         panel.axis("off")
 
 

@@ -1,7 +1,8 @@
 """Images: files that Pillow reads, or a column of images of a data set."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -60,10 +61,13 @@ class Images(Preprocessing):
     @classmethod
     def choose(cls, records: Sequence[Any], sizes: Sizes, **common: Any) -> Self:
         """Choose the most frequent size, at most 64 x 64, and greyscale if all images are."""
-        headers = [_header(record) for record in spread(records)]
-        grey = all(mode in ("1", "L", "I", "I;16", "F") for _, mode in headers)
-        size = choose_size([size for size, _ in headers], sizes.image_size)
-        return cls(**common, size=size, channels=1 if grey else 3)
+        seen, modes = [], set()
+        for record in spread(records):
+            with open_image(record) as image:
+                seen.append(image.size)
+                modes.add(image.mode)
+        grey = modes <= {"1", "L", "I", "I;16", "F"}
+        return cls(**common, size=choose_size(seen, sizes.image_size), channels=1 if grey else 3)
 
     def draw(self, panels: Sequence[Any], record: Any, x: Any, maps: Tensor) -> None:  # noqa: D102
         draw_image(panels, x, maps)
@@ -141,31 +145,29 @@ def read_image(record: Any, mode: str, *, upright: bool = False) -> Any:
     Args:
         record: A path, the bytes of a file, or a dict with either.
         mode: Pillow's name of the colours, such as "RGB".
-        upright: Whether the image is rotated as its EXIF orientation says.
+        upright: Whether to rotate the image by its EXIF orientation.
+    """
+    from PIL import ImageOps
+
+    with open_image(record) as image:
+        image.load()
+        return (ImageOps.exif_transpose(image) if upright else image).convert(mode)
+
+
+@contextmanager
+def open_image(record: Any) -> Iterator[Any]:
+    """Open an image with Pillow, without decoding it.
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If it cannot be read, here or within the block.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    source, name = source_of(record)
-    try:
-        with Image.open(source) as image:
-            image.load()
-            return (ImageOps.exif_transpose(image) if upright else image).convert(mode)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is damaged or not an image ({error}): remove or replace it") from error
-
-
-def _header(record: Any) -> tuple[tuple[int, int], str]:
-    """Return width, height and mode of an image, without decoding it."""
     from PIL import Image, UnidentifiedImageError
 
     source, name = source_of(record)
     try:
         with Image.open(source) as image:
-            return image.size, image.mode
-    except (UnidentifiedImageError, OSError) as error:
+            yield image
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} is damaged or not an image ({error}): remove or replace it") from error
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from perceivers._checks import an_int
-from perceivers.data.figures import draw_points
 from perceivers.data.files import ARRAYS, read_array
 from perceivers.data.preprocessing import Preprocessing, Sample, Sizes
 
@@ -69,5 +68,12 @@ class PointClouds(Preprocessing):
         """Return the clouds of a file."""
         return read_array(file)
 
-    def draw(self, panels: Sequence[Any], record: Any, x: Any, maps: Tensor) -> None:  # noqa: D102
-        draw_points(panels, x, maps)
+    def draw(self, panels: Sequence[Any], record: Any, x: Any, maps: Tensor) -> None:
+        """Draw the points from their broadest side, and on the other panels coloured by maps."""
+        across, up = x[sorted((x.amax(1) - x.amin(1)).topk(2).indices.tolist())].numpy()
+        panels[0].scatter(across, up, s=2, c="grey")
+        for panel, one in zip(panels[1:], maps, strict=True):
+            panel.scatter(across, up, s=4, c=one.numpy(), cmap="magma")
+        for panel in panels:
+            panel.set_aspect("equal")
+            panel.axis("off")

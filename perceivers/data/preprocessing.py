@@ -7,7 +7,7 @@ deterministic; random augmentation belongs to training.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from perceivers._checks import a_number, an_int, one_of
+from perceivers._checks import a_number, an_int, check_arguments, one_of
 from perceivers.data.checks import check_names, check_numbers
 from perceivers.data.figures import draw_series
 from perceivers.ops.tokens import Tokens
@@ -30,13 +30,13 @@ Sample = tuple[Any, Tensor | None]  # x and its mask, without a batch axis
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of what a model reads, as far as the user specified them.
+    """Sizes of what a model reads; most are chosen for the data if they are not specified.
 
     Attributes:
-        image_size: Side of images and frames, in pixels.
+        image_size: Side of images and frames, in pixels. Defaults to the most frequent size, at most 64.
         num_frames: Frames of a video.
-        seconds: Length of an audio clip.
-        max_length: Bytes of a text.
+        seconds: Length of an audio clip. Defaults to the longest of up to 1,000 clips, at most 10.
+        max_length: Bytes of a text. Defaults to the longest of up to 1,000 texts, at most 1024.
     """
 
     image_size: int | None = None
@@ -260,13 +260,8 @@ class Preprocessing(ABC):
         if kind is None:
             raise ValueError(f"preprocessing: kind={description.get('kind')!r} must be one of {sorted(Preprocessing.kinds)}")
         arguments = {name: value for name, value in description.items() if name != "kind"}
-        known = {f.name for f in fields(kind)}
-        if unknown := arguments.keys() - known:
-            raise ValueError(f"preprocessing: unexpected keys {sorted(unknown)} for {kind.__name__}; it has {sorted(known)}")
-        try:
-            return kind(**arguments)
-        except TypeError as error:
-            raise ValueError(f"preprocessing: {error}") from error
+        check_arguments("preprocessing", kind, arguments)
+        return kind(**arguments)
 
 
 def spread(records: Sequence[Any], count: int = SAMPLED) -> list[Any]:

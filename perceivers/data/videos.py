@@ -44,11 +44,7 @@ class Videos(Preprocessing):
         height, width = self.size
         places: list[int] = []
         frames: list[Any] = []
-        step, last, image = (
-            1,
-            0,
-            None,
-        )  # every `step`th frame is kept, so that a long clip needs no more memory than a short one
+        step, last, image = 1, 0, None  # every `step`-th frame is kept, to limit the memory for long clips
         for last, image in enumerate(decode(record)):
             if last % step == 0:
                 places.append(last)

@@ -33,15 +33,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise ValueError(f"{path} is damaged or not a checkpoint: {error}") from error
 
 
-def read_preprocessing(path: Path) -> dict[str, Any]:
-    """Return the description of the preprocessing that a checkpoint of a run was trained with.
-
-    Raises:
-        ValueError: If the checkpoint is missing or damaged.
-    """
-    return AtomicCheckpointIO().load_checkpoint(path)["preprocessing"]
-
-
 class BestCheckpoint(ModelCheckpoint):
     """Saves the best model so far, which it also finds after the folder of the run was moved."""
 

@@ -132,13 +132,10 @@ class PathData(LightningDataModule):
             given.
         seed: Seed of the split and of the order.
         num_workers: Processes that read data, beside the one that trains.
-        image_size: Side that images and frames are resized to, in pixels. Defaults to the most frequent size, at most 64.
-        num_frames: Frames of a video that the model sees.
-        seconds: Length of audio that the model hears. Defaults to the longest of up to 1,000 files, at most 10.
-        max_length: Bytes of text that the model reads. Defaults to the longest of up to 1,000 texts, at most 1024.
         like: The `preprocessing.json` of a pretrained model, to take its sizes and statistics. Defaults to choosing them.
         preprocessing: A whole preprocessing, as its description or as the path of its `preprocessing.json`. Defaults to
             choosing one.
+        **sizes: Sizes of what the model reads, see `perceivers.data.Sizes`.
     """
 
     def __init__(
@@ -151,19 +148,16 @@ class PathData(LightningDataModule):
         validation: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
-        image_size: int | None = None,
-        num_frames: int = 16,
-        seconds: float | None = None,
-        max_length: int | None = None,
         like: str | None = None,
         preprocessing: dict[str, Any] | str | None = None,
+        **sizes: Any,
     ) -> None:
         super().__init__()
         if not 0 < validation < 1:
             raise ValueError(f"validation={validation!r} must be a share between 0 and 1")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be at least 1")
-        sizes = Sizes(image_size=image_size, num_frames=num_frames, seconds=seconds, max_length=max_length)
+        wanted = Sizes(**sizes)
         self.found: Detected = detect(path, target=target, task=task)
         self.seed, self.num_workers = seed, num_workers
         self._loader: ResumableLoader | None = None
@@ -171,7 +165,7 @@ class PathData(LightningDataModule):
         self.rows = split_rows(self.found, validation, seed)
         if preprocessing is None:
             other = None if like is None else Preprocessing.load(like)
-            self.preprocessing = choose_preprocessing(self.found, self.rows["train"], sizes, other)
+            self.preprocessing = choose_preprocessing(self.found, self.rows["train"], wanted, other)
         elif isinstance(preprocessing, str):
             self.preprocessing = Preprocessing.load(preprocessing)
         else:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelF1Score
 from torchmetrics.regression import MeanAbsoluteError
 
@@ -19,7 +19,6 @@ from perceivers.training.augment import Augmentation
 from perceivers.training.datamodule import seed_of
 from perceivers.training.optim import OptimizerConfig
 
-METRICS = {"classification": "accuracy", "multi_label": "f1", "regression": "mae"}
 # Arguments that are not taken over from a pretrained model: those of the decoder.
 NEW = ("outputs", *(f"decoder_{name}" for name in ("heads", "qk_channels", "v_channels", "query_residual", "ff_dim")))
 
@@ -101,20 +100,13 @@ class TrainingModule(LightningModule):
 
 
 class Training(TrainingModule):
-    """A `PerceiverIO` in training.
+    """Training of a `PerceiverIO`.
 
     Args:
         network: Arguments of `PerceiverIO`, also one by one, such as --model.network.dim 64. Defaults are chosen for the data,
             see `suggest`.
         preprocessing: The description of the data's preprocessing, see `perceivers.data.preprocessing`.
         init_from: Folder of a pretrained model whose inputs and encoder to start from, see `Pretraining`.
-        optimizer: "adamw" or "lamb".
-        lr: Highest learning rate.
-        betas: Decay of the optimiser's averages of gradients and of their squares.
-        weight_decay: Weight decay of matrices; biases, norms, embeddings and latents do not decay, see `parameter_groups`.
-        layer_decay: Factor of the learning rate per layer below the last, such as 0.75 for fine-tuning; 1 turns it off.
-        schedule: "cosine", "flat_cosine", "steps" or "constant", see `learning_rate_factor`.
-        warmup_steps: Steps over which the learning rate rises; a value below 1 is a share of all steps.
         label_smoothing: Share of the probability that is spread evenly over all classes.
         augment: Augmentation of images and videos: "none", or several of "light" (small rotations, translations and scalings),
             "flip", "crop" and "randaugment" joined by "+", such as crop+flip+randaugment.
@@ -124,6 +116,7 @@ class Training(TrainingModule):
         compile: Whether to run the model through `torch.compile`.
         grad_checkpointing: Whether to trade time for memory, see `PerceiverIO.set_grad_checkpointing`.
         seed: Seed of the weights and of everything random in a step.
+        **optimizer: Settings of `OptimizerConfig`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -135,13 +128,6 @@ class Training(TrainingModule):
         *,
         preprocessing: Mapping[str, Any],
         init_from: str | None = None,
-        optimizer: str = "adamw",
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.05,
-        layer_decay: float = 1.0,
-        schedule: str = "cosine",
-        warmup_steps: float = 0.05,
         label_smoothing: float = 0.1,
         augment: str = "light",
         time_masks: int = 2,
@@ -150,17 +136,9 @@ class Training(TrainingModule):
         compile: bool = False,
         grad_checkpointing: bool = False,
         seed: int = 0,
+        **optimizer: Any,
     ) -> None:
-        data = Preprocessing.create(preprocessing)
-        settings = OptimizerConfig(
-            optimizer=optimizer,
-            lr=lr,
-            betas=betas,
-            weight_decay=weight_decay,
-            layer_decay=layer_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-        )
+        data, settings = Preprocessing.create(preprocessing), OptimizerConfig(**optimizer)
         num_classes = len(data.labels) if data.task == "classification" else 0
         augmentation = Augmentation(
             type(data), num_classes=num_classes, augment=augment, time_masks=time_masks, mixup=mixup, cutmix=cutmix
@@ -175,15 +153,12 @@ class Training(TrainingModule):
         self.network.set_grad_checkpointing(grad_checkpointing)
         if compile:
             self.network.compile()
-        self.label_smoothing, self.metric_name = label_smoothing, METRICS[data.task]
-        self.metric: Metric
-        match data.task:
-            case "classification":
-                self.metric = MulticlassAccuracy(num_classes=num_classes, average="micro")
-            case "multi_label":
-                self.metric = MultilabelF1Score(num_labels=len(data.labels))
-            case _:
-                self.metric = MeanAbsoluteError()
+        self.label_smoothing = label_smoothing
+        self.metric_name, self.metric = {
+            "classification": lambda: ("accuracy", MulticlassAccuracy(num_classes, average="micro")),
+            "multi_label": lambda: ("f1", MultilabelF1Score(len(data.labels))),
+            "regression": lambda: ("mae", MeanAbsoluteError()),
+        }[data.task]()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

@@ -16,14 +16,14 @@ SCHEDULES = ("cosine", "flat_cosine", "steps", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The settings of an optimiser and its schedule.
+    """Settings of an optimiser and its schedule.
 
     Attributes:
         optimizer: "adamw" or "lamb".
         lr: Highest learning rate.
         betas: Decay of the optimiser's averages of gradients and of their squares.
-        weight_decay: Weight decay of matrices, see `parameter_groups`.
-        layer_decay: Factor of the learning rate per layer below the last, see `parameter_groups`.
+        weight_decay: Weight decay of matrices; biases, norms, embeddings and latents do not decay, see `parameter_groups`.
+        layer_decay: Factor of the learning rate per layer below the last, such as 0.75 for fine-tuning; 1 turns it off.
         schedule: "cosine", "flat_cosine", "steps" or "constant", see `learning_rate_factor`.
         warmup_steps: Steps over which the learning rate rises; a value below 1 is a share of all steps.
 
@@ -31,13 +31,13 @@ class OptimizerConfig:
         ValueError: If one is out of range.
     """
 
-    optimizer: str
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float
-    layer_decay: float
-    schedule: str
-    warmup_steps: float
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    schedule: str = "cosine"
+    warmup_steps: float = 0.05
 
     def __post_init__(self) -> None:
         one_of("optimizer", self.optimizer, OPTIMIZERS)

@@ -21,19 +21,15 @@ from perceivers.training.optim import OptimizerConfig
 
 
 class Pretraining(TrainingModule):
-    """A `PerceiverIO` that learns to predict hidden inputs.
+    """Pretraining of a `PerceiverIO`, which learns to predict hidden inputs.
 
     Args:
         network: Arguments of `PerceiverIO`. Defaults are chosen for the data, see `suggest`.
         preprocessing: The description of the data's preprocessing, see `perceivers.data.preprocessing`.
         mask_ratio: Share of the inputs that is hidden. Defaults to 0.75, 0.9 for videos, and 0.3 for bytes and columns.
-        optimizer: See `Training`, as for all that follow.
-        lr: Highest learning rate.
-        betas: Decay of the optimiser's averages.
-        weight_decay: Weight decay of matrices.
-        schedule: See `learning_rate_factor`.
-        warmup_steps: Steps over which the learning rate rises; a value below 1 is a share of all steps.
+        betas: Decay of the optimiser's averages of gradients and of their squares.
         seed: Seed of the weights and of what is hidden.
+        **optimizer: The other settings of `OptimizerConfig`, except layer_decay.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -47,13 +43,9 @@ class Pretraining(TrainingModule):
         *,
         preprocessing: Mapping[str, Any],
         mask_ratio: float | None = None,
-        optimizer: str = "adamw",
-        lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.05,
-        schedule: str = "cosine",
-        warmup_steps: float = 0.05,
         seed: int = 0,
+        **optimizer: Any,
     ) -> None:
         data = Preprocessing.create(preprocessing)
         ratio = data.mask_ratio if mask_ratio is None else mask_ratio
@@ -61,15 +53,7 @@ class Pretraining(TrainingModule):
             raise ValueError(f"pretraining on {data.plural} is not supported")
         if not 0 < ratio < 1:
             raise ValueError(f"mask_ratio={mask_ratio!r} must be above 0 and below 1: hide some inputs, but not all")
-        settings = OptimizerConfig(
-            optimizer=optimizer,
-            lr=lr,
-            betas=betas,
-            weight_decay=weight_decay,
-            layer_decay=1.0,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-        )
+        settings = OptimizerConfig(betas=betas, layer_decay=1.0, **optimizer)
         arguments = suggest(data, network or {})
         if network is None or "outputs" not in network:
             arguments["outputs"] = query_per_input(data, arguments["inputs"], arguments["dim"])

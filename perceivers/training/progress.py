@@ -103,7 +103,6 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 def draw_curves(history: Path, figure_file: Path) -> None:
     """Draw the losses and the metric of `metrics.csv` by step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = read_metrics(history)
@@ -112,7 +111,6 @@ def draw_curves(history: Path, figure_file: Path) -> None:
     metrics = [name for name in rows[0] if name.startswith("val_") and name != "val_loss"]
     panels = [[name for name in ("train_loss", "val_loss") if name in rows[0]], *([metrics] if metrics else [])]
     figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]

@@ -12,12 +12,11 @@ from perceivers.__main__ import main
 from perceivers.cli.explain import distinct
 from perceivers.data import Images
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("default")]
 
 
-def test_figures(tmp_path, monkeypatch, capsys):
+def test_figures(capsys):
     """One per sample, also of files with the same name; at most --most."""
-    monkeypatch.chdir(tmp_path)
     material.images(Path("digits"), 4)
     Path("digits/1/0.png").write_bytes(Path("digits/1/1.png").read_bytes())  # as digits/0/0.png
     images = Images(labels=["0", "1"], task="classification", size=[8, 8], channels=1)

@@ -19,13 +19,8 @@ from perceivers.cli.predict import in_words, load, read_records, results
 from perceivers.data import Arrays, Audio, Images, Preprocessing, Table
 from training_material import read_rows
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("default")]
 COMMON = {"labels": ["0", "1"], "task": "classification"}
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def save(preprocessing: Preprocessing, folder="run"):
@@ -96,18 +91,12 @@ def test_wrong_files(capsys):
     assert "channels=2 must be 1" in fails(["predict", "run", "digits/0"], capsys)
     Path("run/preprocessing.json").write_text(json.dumps({**known, "labels": ["a", "b", "c"]}))
     assert "outputs [2] numbers for 3 labels" in fails(["predict", "run", "digits/0"], capsys)
+    Path("run/preprocessing.json").write_text(json.dumps({**known, "task": "pretraining"}))
+    assert "was only pretrained and has no labels: perceivers fit PATH --from run" in fails(["predict", "run", "x"], capsys)
     Path("run/preprocessing.json").write_text("{")
     assert "damaged" in fails(["predict", "run", "digits/0"], capsys)
     Path("run/preprocessing.json").unlink()
     assert "has no preprocessing" in fails(["predict", "run", "digits/0"], capsys)
-
-
-def test_models_that_were_only_pretrained(capsys):
-    save(Arrays(**COMMON, data_shape=[1, 4], mean=[0], std=[1]))
-    known = json.loads(Path("run/preprocessing.json").read_text())
-    Path("run/preprocessing.json").write_text(json.dumps({**known, "task": "pretraining"}))
-    with pytest.raises(ValueError, match="was only pretrained and has no labels: perceivers fit PATH --from run"):
-        load("run")
 
 
 @pytest.mark.parametrize(("task", "total"), [("classification", 1.0), ("multi_label", None), ("regression", None)])

@@ -7,12 +7,11 @@ pytest.importorskip("lightning", reason="the training extra is not installed")
 from perceivers.__main__ import main
 from training_material import TINY
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("default")]
 
 
-def test_other_data(tmp_path, monkeypatch, capsys):
+def test_other_data(capsys):
     """The model is evaluated on its own data, or on those that are given; test samples are those to test."""
-    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     parts = {}
     for part, count in (("train", 60), ("test", 20)):
@@ -32,12 +31,11 @@ def test_other_data(tmp_path, monkeypatch, capsys):
     assert sum(found) == pytest.approx(1)
 
 
-def test_wrong_use(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_wrong_use(capsys):
     Path("empty").mkdir()
     for arguments, message in (
         (["test"], "FOLDER is missing: perceivers test FOLDER"),
-        (["validate", "empty"], "no run.yaml in it"),
+        (["validate", "empty"], "empty does not hold a run, as it has no run.yaml"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

@@ -37,9 +37,3 @@ def test_bad_arrays():
         arrays(np.zeros(5))
     with pytest.raises(ValueError, match="NaN or infinite"):
         arrays([0, np.nan, 0, 0])
-
-
-def test_accepts():
-    assert Arrays.accepts("x", np.zeros((4, 300)))
-    assert not Arrays.accepts("x", np.zeros((4, 30)))  # rows of a table
-    assert not Arrays.accepts("points", np.zeros((4, 5, 3)))

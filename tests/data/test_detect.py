@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("datasets", reason="the extra predict is not installed")
 pytest.importorskip("sklearn", reason="the extra demo is not installed")
+import datasets
+import pandas  # a dependency of datasets
+
 import training_material as material
+from perceivers.data import Sizes
 from perceivers.data.detect import detect
 
-pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("default")]
 
 
 def write(text, name="x.csv"):
@@ -55,8 +55,8 @@ def test_many_whole_numbers_are_not_classes():
 @pytest.mark.parametrize(
     ("arrays", "kind"),
     [
-        ({"x": np.zeros((4, 5))}, "Table"),
-        ({"x": np.zeros((4, 300))}, "Arrays"),
+        ({"x": np.zeros((4, 256))}, "Table"),
+        ({"x": np.zeros((4, 257))}, "Arrays"),
         ({"x": np.zeros((4, 5, 3))}, "Arrays"),
         ({"points": np.zeros((4, 5, 3))}, "PointClouds"),
     ],
@@ -65,14 +65,18 @@ def test_kinds_of_arrays(arrays, kind):
     assert detect(save(**arrays, y=[0, 1, 0, 1])).kind.__name__ == kind
 
 
-def test_splits_of_arrays_and_folders_of_them():
-    parts = {"x_train": np.zeros((4, 2, 9)), "y_train": [0, 1, 0, 1], "x_test": np.zeros((2, 2, 9)), "y_test": [1, 0]}
-    for path in (save(**parts), "folder"):
-        Path("folder").mkdir(exist_ok=True)
-        for name, array in parts.items():
-            np.save(f"folder/{name}.npy", array)
+@pytest.mark.parametrize("parts", [["_train", "_test"], [""]])
+def test_splits_of_arrays_and_folders_of_them(parts):
+    arrays = {f"{name}{part}": np.arange(n).reshape(4, -1) for part in parts for name, n in (("x", 72), ("y", 4))}
+    Path("folder").mkdir()
+    for name, array in arrays.items():
+        np.save(f"folder/{name}.npy", array.reshape(4, 2, 9) if name.startswith("x") else array[:, 0])
+    for path in (save(**{file.stem: np.load(file) for file in Path("folder").iterdir()}), "folder"):
         found = detect(path)
-        assert {name: len(split.records) for name, split in found.splits.items()} == {"train": 4, "test": 2}
+        assert list(found.splits) == (["train", "test"] if parts[0] else ["train"])
+        for split in found.splits.values():
+            np.testing.assert_array_equal(split.records, np.arange(72).reshape(4, 2, 9))
+            assert split.targets.tolist() == [0, 1, 2, 3]
 
 
 def test_tables():
@@ -83,8 +87,49 @@ def test_tables():
     assert list(found.splits["train"].records) == [{"a": 1, "y": 0}, {"a": 2, "y": 1}]
     assert detect(write("u,class,w\n1,p,2\n2,q,3\n")).labels == ["p", "q"]  # by its name
     assert detect(write("u,v,w\n1,p,2.5\n2,q,3.5\n")).labels == ["w"]  # the last
-    split = "a,label,split\n1,u,train\n2,v,train\n3,u,test\n"
-    assert {name: len(one.records) for name, one in detect(write(split)).splits.items()} == {"test": 1, "train": 2}
+
+
+def test_formats_of_tables_and_their_column_split():
+    table = pandas.DataFrame({"a": [1, 2, 3], "label": ["u", "u", "v"], "split": ["train", "test", "train"]})
+    table.to_csv("x.csv", index=False)
+    table.to_csv("x.tsv", index=False, sep="\t")
+    table.to_parquet("x.parquet")
+    table.to_json("x.jsonl", orient="records", lines=True)
+    for suffix in ("csv", "tsv", "parquet", "jsonl"):
+        splits = detect(f"x.{suffix}").splits
+        assert {name: list(one.records) for name, one in splits.items()} == {"test": [{"a": 2}], "train": [{"a": 1}, {"a": 3}]}
+        assert {name: one.targets.tolist() for name, one in splits.items()} == {"test": [0], "train": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("make", "feature", "suffix"),
+    [
+        (material.images, datasets.Image, "png"),
+        (material.audio, datasets.Audio, "wav"),
+        (material.videos, datasets.Video, "mp4"),
+        (material.texts, None, "txt"),
+    ],
+)
+def test_a_data_set_on_the_hub(make, feature, suffix, monkeypatch):
+    """A table of undecoded files, in parts, with the names of the classes: the records become what the files become."""
+    files = sorted(make(Path("files")).rglob(f"*.{suffix}"))
+    names, column = sorted({file.parent.name for file in files}), "media" if feature else "text"
+    undecoded = [{"path": file.name, "bytes": file.read_bytes()} if feature else file.read_text() for file in files]
+    records = [{column: one, "label": names.index(file.parent.name)} for one, file in zip(undecoded, files, strict=True)]
+    parts = {"train": records[::2], "test": records[1::2]}
+    made = datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in parts.items()})
+    made = made.cast_column("label", datasets.ClassLabel(names=names))
+    (made.cast_column(column, feature()) if feature else made).save_to_disk("saved")
+    monkeypatch.setattr(datasets, "load_dataset", {"someone/things": datasets.load_from_disk("saved")}.get)
+    for path in ("hub:someone/things", "saved"):
+        found = detect(path)
+        assert found.labels == names
+        assert {name: list(split.targets) for name, split in found.splits.items()} == {
+            name: [record["label"] for record in part] for name, part in parts.items()
+        }
+        known = found.splits["train"].records
+        preprocessing = found.kind.choose(known, Sizes(num_frames=4), labels=names, task=found.task)
+        assert torch.equal(preprocessing(found.splits["test"].records[0])[0], preprocessing(files[1])[0])
 
 
 def test_folders():
@@ -94,15 +139,30 @@ def test_folders():
         material.images(Path("parts") / name, 20)
     found = detect("parts")
     assert sorted(found.splits) == ["train", "validation"]
-    assert len(detect("digits", task="pretraining").splits["train"].records) == 40
     (Path("parts") / "val" / "7").mkdir()
     with pytest.raises(ValueError, match=r"the classes \['7'\] are not in"):
         detect("parts")
 
 
-def test_text_to_pretrain_on():
-    found = detect(write("To be, or not to be. " * 50, "plays.txt"), task="pretraining")
-    assert (found.kind.__name__, len(found.splits["train"].records)) == ("Text", 5)
+def array_alone():
+    np.save("x.npy", np.zeros((8, 2, 9)))
+    return "x.npy"
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "count"),
+    [
+        (lambda: material.images(Path("digits"), 40), "Images", 40),
+        (lambda: Path(material.images(Path("digits"), 40), "0"), "Images", 21),  # not in class folders
+        (array_alone, "Arrays", 8),
+        (lambda: save(x=np.zeros((8, 2, 9))), "Arrays", 8),
+        (lambda: write("To be, or not to be. " * 50, "plays.txt"), "Text", 5),
+    ],
+)
+def test_data_without_labels(make, kind, count):
+    found = detect(str(make()), task="pretraining")
+    assert (found.kind.__name__, len(found.splits["train"].records), found.labels) == (kind, count, [])
+    assert found.splits["train"].targets is None
 
 
 def empty_folder():

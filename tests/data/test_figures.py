@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.data import Videos
-from perceivers.data.figures import draw_image, draw_points, draw_series
+from perceivers.data import PointClouds, Videos
+from perceivers.data.figures import draw_image, draw_series
 
 figure = pytest.importorskip("matplotlib.figure", reason="the extra predict is not installed")
 
@@ -31,7 +31,7 @@ def test_video():
 def test_points():
     """From the broadest side: the axis of the smallest extent is left out."""
     axes, points = panels(2), torch.rand(3, 9) * torch.tensor([[5.0], [0.1], [3.0]])
-    draw_points(axes, points, torch.rand(1, 9))
+    PointClouds(num_axes=3, labels=[], task="classification").draw(axes, None, points, torch.rand(1, 9))
     np.testing.assert_array_equal(axes[0].collections[0].get_offsets(), points[[0, 2]].mT)
 
 

@@ -21,5 +21,3 @@ def test_bad_clouds():
     for points, message in ((np.zeros((4, 2)), r"shape \[4, 2\]"), (np.full((4, 3), np.inf), "NaN or infinite")):
         with pytest.raises(ValueError, match=message):
             clouds(points)
-    with pytest.raises(ValueError, match=r"\[n, m, 2 or 3\] is needed"):
-        PointClouds.accepts("points", np.zeros((4, 5, 7)))

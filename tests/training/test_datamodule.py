@@ -12,12 +12,7 @@ import training_material as material
 from perceivers.data import Arrays
 from perceivers.training.datamodule import PathData, ResumableLoader, ShuffledBatches, prepare_targets, seed_of
 
-pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("default")]
 
 
 def test_the_order_is_a_function_of_how_many_batches_were_taken():

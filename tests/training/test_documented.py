@@ -13,8 +13,10 @@ import pandas  # a dependency of datasets
 
 import training_material as material
 from perceivers.__main__ import main
+from perceivers.data import Sizes
 from perceivers.training.datamodule import PathData
 from perceivers.training.module import Training
+from perceivers.training.optim import OptimizerConfig
 from perceivers.training.pretrain import Pretraining
 from training_material import TINY
 
@@ -34,9 +36,9 @@ ELSEWHERE = {
 # Every option of ours, by its last name: the page has each.
 OPTIONS = {
     name
-    for kind in (PathData, Training, Pretraining)
-    for name in inspect.signature(kind).parameters
-    if name not in ("path", "network")
+    for kind in (PathData, Sizes, Training, Pretraining, OptimizerConfig)
+    for name, parameter in inspect.signature(kind).parameters.items()
+    if name not in ("path", "network") and parameter.kind != parameter.VAR_KEYWORD
 } | {"--model.network", "--output", "--every", "--ema", "--from", "--resume", "--config"}
 SMALL = [option for option in TINY if "epochs" not in option and "dim" not in option]
 

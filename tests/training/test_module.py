@@ -4,8 +4,8 @@ import torch
 pytest.importorskip("lightning", reason="the training extra is not installed")
 from perceivers.data import Arrays
 from perceivers.training.module import Training, suggest
+from training_material import SMALL
 
-SMALL = {"dim": 16, "heads": 2, "num_latent_tokens": 4, "num_latent_transformers_in_layers": [1, 1]}
 SHAPE = {"data_shape": [1, 6], "mean": [0.0], "std": [1.0]}
 
 

@@ -112,15 +112,12 @@ def test_layer_decay():
         parameter_groups(nn.Linear(2, 2), lr=1.0, weight_decay=0.0, layer_decay=0.5)
 
 
-CONFIG = {"optimizer": "adamw", "lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.5, "layer_decay": 0.5}
-CONFIG |= {"schedule": "constant", "warmup_steps": 0.25}
-
-
 @pytest.mark.parametrize("warmup_steps", [0.25, 2.0])
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_the_optimiser_and_its_schedule(optimizer, warmup_steps):
     """A share of the steps, or their number; each group keeps its own rate."""
-    made = OptimizerConfig(**{**CONFIG, "optimizer": optimizer, "warmup_steps": warmup_steps}).make(Model(), 8)
+    config = OptimizerConfig(optimizer=optimizer, lr=0.1, layer_decay=0.5, schedule="constant", warmup_steps=warmup_steps)
+    made = config.make(Model(), 8)
     scheduler = made["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(3):
@@ -144,7 +141,7 @@ def test_the_optimiser_and_its_schedule(optimizer, warmup_steps):
 )
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
-        OptimizerConfig(**{**CONFIG, **wrong})
+        OptimizerConfig(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from perceivers.__main__ import main
 from perceivers.training.progress import History, draw_curves, read_metrics
 from training_material import TINY, read_rows
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("default")]
+METRICS, CURVES = Path("metrics.csv"), Path("curves.png")
 
 
-def test_progress(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_progress(capsys, monkeypatch):
     material.images(Path("digits"))
     options = [option for option in TINY if "bar" not in option]
     assert main(["fit", "digits", "--output=run", *options, "--data.batch_size=32"]) == 0
@@ -49,19 +49,19 @@ def validated(step, **metrics):
     )
 
 
-def test_history_replaces_rows_that_are_computed_again(tmp_path):
-    history = History(tmp_path / "metrics.csv")
+def test_history_replaces_rows_that_are_computed_again():
+    history = History(METRICS)
     for step, loss in ((10, 3.0), (20, 2.0), (30, 1.5), (20, 2.5)):
         history.on_validation_end(validated(step, val_loss=loss), None)
-    rows = read_metrics(tmp_path / "metrics.csv")
+    rows = read_metrics(METRICS)
     assert [(row["step"], row["val_loss"]) for row in rows] == [("10", "3"), ("20", "2.5")]
     history.on_validation_end(validated(40, val_loss=1.0, val_f1=0.5), None)
-    assert read_metrics(tmp_path / "metrics.csv")[0]["val_f1"] == ""
+    assert read_metrics(METRICS)[0]["val_f1"] == ""
 
 
-def test_curves(tmp_path):
-    draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
-    assert not (tmp_path / "curves.png").exists()  # of nothing
-    History(tmp_path / "metrics.csv").on_validation_end(validated(10, val_loss=1.0, train_loss=2.0, val_f1=0.5), None)
-    draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 5000
+def test_curves():
+    draw_curves(METRICS, CURVES)
+    assert not CURVES.exists()  # of nothing
+    History(METRICS).on_validation_end(validated(10, val_loss=1.0, train_loss=2.0, val_f1=0.5), None)
+    draw_curves(METRICS, CURVES)
+    assert CURVES.stat().st_size > 5000

@@ -1,5 +1,6 @@
 """A run that was stopped, at any moment and in any way, ends with what an uninterrupted one ends with, bit for bit."""
 
+import os
 import random
 import signal
 import subprocess
@@ -76,14 +77,9 @@ def test_killed_at_a_step(step, workers, whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize("step", [3, 5, 7])
 def test_killed_while_gradients_add_up(step, whole, tmp_path, monkeypatch):
     """With all else that has a state: LAMB, half precision, recomputed activations, mixed samples."""
-    options = [
-        *OPTIONS,
-        "--every=1",
-        "--trainer.accumulate_grad_batches=2",
-        "--trainer.precision=bf16-mixed",
-        "--model.mixup=0.3",
-    ]
+    options = [*OPTIONS, "--every=1", "--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed"]
     options += ["--model.optimizer=lamb", "--model.grad_checkpointing=true", "--model.augment=crop+flip+randaugment"]
+    options += ["--model.mixup=0.3"]
     data = str(whole / "digits")
     assert main(["fit", data, f"--output={tmp_path / 'run'}", *options]) == 0
     with monkeypatch.context() as patch:
@@ -158,15 +154,6 @@ def test_a_late_interrupt_changes_nothing(whole, tmp_path):
     assert_same(whole, tmp_path)
 
 
-def test_a_finished_run_goes_on(whole, tmp_path):
-    """Two epochs and then two more: steps, rates and weights go on from where they were."""
-    run = tmp_path / "run"
-    assert main(["fit", str(whole / "digits"), f"--output={run}", *OPTIONS]) == 0
-    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=3"]) == 0
-    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == STEPS // 2 * 3
-    assert len((run / "metrics.csv").read_text().splitlines()) == 4
-
-
 def test_a_moved_run_goes_on_from_anywhere(whole, tmp_path, monkeypatch):
     """Its data are found by their full path, all else in its folder."""
     monkeypatch.chdir(tmp_path)
@@ -187,57 +174,24 @@ def test_a_moved_run_goes_on_from_anywhere(whole, tmp_path, monkeypatch):
 DRIVER = """
 import os, shutil, sys
 from pathlib import Path
+from pytest import MonkeyPatch
 from perceivers.__main__ import main
-from perceivers import _atomic
+from perceivers._atomic import sweep
 from perceivers.training.checkpoint import AtomicCheckpointIO
+from training_material import Writes
 
 run, stride, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 CHECKPOINT = 3  # which of the run's, from 1: there is an older one
-right, fdopen, count, at = AtomicCheckpointIO.save_checkpoint, os.fdopen, 0, 0
-
-
-def step():
-    global count
-    count += 1
-    if count == at:
-        os._exit(99)
-
-
-def counted(function):
-    return staticmethod(lambda *given: (step(), function(*given))[1])
-
-
-class Torn:
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def write(self, data):
-        if count + 1 == at:  # half of it reaches the disk
-            self.file.write(bytes(data)[: len(data) // 2])
-            self.file.flush()
-        step()
-        return self.file.write(data)
+right = AtomicCheckpointIO.save_checkpoint
 
 
 def dies(k, save):  # in a process of its own, at write, sync or rename number k; returns the number of these otherwise
-    global at
     pipe = os.pipe()
     pid = os.fork()
     if pid == 0:
-        at = k
-        names = {"fsync": counted(os.fsync), "replace": counted(os.replace), "fdopen": lambda *given: Torn(fdopen(*given))}
-        _atomic.os = type("os", (), {**vars(os), **names, "fdopen": staticmethod(names["fdopen"])})
+        writes = Writes(k, lambda: os._exit(99), MonkeyPatch())
         save()
-        os.write(pipe[1], str(count).encode())
+        os.write(pipe[1], str(writes.count).encode())
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(pipe[1])
@@ -259,15 +213,14 @@ def save_checkpoint(self, checkpoint, path, *given, **named):
         for k in sorted({*range(1, whole + 1, stride), *range(whole - 4, whole + 1)}):
             path.write_bytes(old)
             dies(k, save)
-            left = list(run.glob(".*.tmp"))
+            left = list(run.glob(".saving-*/*"))
             assert path.read_bytes() in (old, new), k
             state = path.read_bytes() == new, [file.stat().st_size // 20_000 for file in left]
             if str(state) not in states:  # going on is a function of what lies there
                 states.add(str(state))
                 shutil.copytree(run, f"{run}-{k}")
                 print(k, len(left), file=sys.stderr)
-            for file in left:
-                file.unlink()
+            sweep(run)
         path.write_bytes(old)
     right(self, checkpoint, path, *given, **named)
 
@@ -282,12 +235,14 @@ sys.exit(main(arguments))
 def test_a_run_that_dies_while_it_saves(stride, whole, tmp_path):
     """A process really dies at the k-th write (half of it done), sync or rename; each state that it leaves is gone on with."""
     command = [sys.executable, "-c", DRIVER, str(tmp_path / "run"), str(stride), "fit", str(whole / "digits")]
-    done = subprocess.run([*command, f"--output={tmp_path / 'run'}", *OPTIONS], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*command, f"--output={tmp_path / 'run'}", *OPTIONS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(whole, tmp_path / "run")
     died = list(tmp_path.glob("run-*"))
     assert len(died) > 5
-    assert any(list(run.glob(".*.tmp")) for run in died)
+    assert any(list(run.glob(".saving-*/*")) for run in died)
     for run in died:
         assert main(["fit", "--resume", str(run)]) == 0
         assert_same(whole, run)

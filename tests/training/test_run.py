@@ -14,9 +14,9 @@ from perceivers import PerceiverIO
 from perceivers.training.datamodule import PathData
 from perceivers.training.module import Training
 from perceivers.training.run import Run, quiet
+from training_material import SMALL
 
 pytestmark = pytest.mark.filterwarnings("default")
-SMALL = {"dim": 16, "heads": 2, "num_latent_tokens": 4, "num_latent_transformers_in_layers": [1, 1]}
 
 
 def run(folder, **arguments):
