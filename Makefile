@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-slow lint language docs wheel-test sanitize bench bench-full peers clean
+.PHONY: demo test test-slow lint docs wheel-test sanitize bench bench-full peers clean
 
 demo: .venv/.demo
 	.venv/bin/python examples/Perceiver/demo.py $(ARGS)
@@ -19,9 +19,7 @@ lint: .venv/.all
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright
-
-language:
-	$(PYTHON) tools/language.py $(ARGS)
+	.venv/bin/python tools/language.py
 
 docs: .venv/.all
 	.venv/bin/mkdocs build --strict $(ARGS)

@@ -95,7 +95,7 @@ def test_language_model(peer, tmp_path, changes, masked):
     ours = from_pretrained(tmp_path / "theirs.pt", **HEADS)
     ids, mask = torch.randint(11, (3, 8)), torch.rand(3, 8) > 0.3
     mask[:, 0] = True
-    if masked:  # results where the mask is False are nobody's: there the id itself is the query, here nothing is
+    if masked:  # under False the peer queries with the id itself, ours with nothing
         our_out, their_out = ours(ids, mask)[mask], theirs(ids, mask=mask)[mask]
     else:
         our_out, their_out = ours(ids), theirs(ids)

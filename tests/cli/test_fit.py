@@ -216,7 +216,7 @@ def test_bad_input_is_one_clear_error(case, capsys):
 
 
 def test_unknown_options(capsys):
-    for option in ("--model.pictures=light", "--trainer.epochs=3", "--outputs=run"):
+    for option in ("--model.augmentation=light", "--trainer.epochs=3", "--outputs=run"):
         with pytest.raises(SystemExit) as ended:
             main(["fit", str(arrays()), option])
         assert ended.value.code == 2

@@ -124,7 +124,7 @@ COMMON = {"labels": ["a", "b"], "task": "classification"}
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ({"kind": "Pictures"}, "kind='Pictures' must be one of"),
+        ({"kind": "Drawings"}, "kind='Drawings' must be one of"),
         ({"kind": "Images", **COMMON, "size": [8, 8], "sizes": 1}, r"unexpected keys \['sizes'\] for Images"),
         ({"kind": "Images", **COMMON}, "preprocessing: size of Images is missing"),
         ({"kind": "Images", **COMMON, "size": [8, 8], "channels": 2}, "channels=2 must be 1"),

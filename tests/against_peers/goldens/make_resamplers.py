@@ -3,7 +3,7 @@
     python tests/against_peers/goldens/make_resamplers.py IP-Adapter/ip_adapter/resampler.py open_flamingo/src/helpers.py
 
 The first file is that of github.com/tencent-ailab/IP-Adapter at 62e4af9d0c, the second that of open-flamingo 2.0.1, which
-needs the package einops_exts. Weights are no part of the result: `weights_of` draws them again by the names and shapes that
+needs the package einops_exts. Weights are not part of the result: `weights_of` draws them again by the names and shapes that
 are.
 """
 
