@@ -3,7 +3,7 @@
 Letters: B batch, H heads, N queries, V width of values.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,19 +44,25 @@ class Implementation:
 def choose(call: Call, implementations: Iterable[Implementation]) -> Implementation:
     """Return the cheapest implementation that can compute a call, the first of several; `dense` if nothing was measured."""
     only_dense = unmeasured(call) is not None
-    found: dict[str, tuple[float, Implementation]] = {}
+    found: dict[str, Implementation] = {}
+    work: dict[str, float] = {}
     for row in implementations:
         if row.cost is None or (only_dense and row.name != "dense"):
             continue
         if row.refusal(call) is None and (cost := row.cost(call)) is not None:
-            found[row.name] = cost.work, row
-    # Encoded queries come in chunks, which share keys and values. For one small chunk `absorbed` may cost less than making
-    # them, but not for all chunks; so only those that make them are compared, if encoded queries are cheaper than `dense`.
-    if "encoded_queries" in found and found["encoded_queries"][0] < found["dense"][0]:
-        found = {name: row for name, row in found.items() if name not in ("absorbed", "separable")}
-    chosen, least = None, float("inf")
-    for work, row in found.values():  # written out: the compiler does not trace min with a key
-        if work < least:
-            chosen, least = row, work
-    assert chosen is not None, "dense can compute every call"
-    return chosen
+            found[row.name], work[row.name] = row, cost.work
+    return found[cheapest(work)]
+
+
+def cheapest(work: Mapping[str, float]) -> str:
+    """Return the name of the implementation with the least work, the first of several.
+
+    Encoded queries come in chunks, which share keys and values. For one small chunk `absorbed` may cost less than making them,
+    but not for all chunks; so only those that make them are compared, if encoded queries are cheaper than `dense`.
+    """
+    skipped = ("absorbed", "separable") if "encoded_queries" in work and work["encoded_queries"] < work["dense"] else ()
+    name, least = "dense", float("inf")
+    for other in work:  # written out: the compiler does not trace min with a key
+        if other not in skipped and work[other] < least:
+            name, least = other, work[other]
+    return name

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from perceivers.ops.cross_attention import kernel
 from perceivers.ops.cross_attention.call import Call
 from perceivers.ops.cross_attention.cost import unmeasured
-from perceivers.ops.cross_attention.implementation import Implementation, choose
+from perceivers.ops.cross_attention.implementation import Implementation, cheapest
 
 
 def report(call: Call, implementations: Iterable[Implementation], selected: str) -> str:
@@ -21,8 +21,9 @@ def report(call: Call, implementations: Iterable[Implementation], selected: str)
     costs = {row.name: None if row.cost is None or reasons[row.name] is not None else row.cost(call) for row in rows}
     chosen, why = selected, f"{selected!r} was selected by name"
     if selected == "auto":
-        chosen = choose(call, rows).name
-        why = unmeasured(call) or "the least work, in FLOPs of a matrix product, relative to dense"
+        why = unmeasured(call)
+        chosen = "dense" if why else cheapest({name: cost.work for name, cost in costs.items() if cost is not None})
+        why = why or "the least work, in FLOPs of a matrix product, relative to dense"
 
     itemsize, dense = call.projection.dtype.itemsize, costs["dense"]
     lines = [f"{'':2}{'implementation':16}{'GFLOPs':>10}{'exponentials':>15}{'MB held':>10}{'work':>8}"]
