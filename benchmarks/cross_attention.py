@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.harness import MODES, Subject, differences, keep, parser, row, times
 from benchmarks.processes import Process
-from perceivers.ops.cross_attention import IMPLEMENTATIONS, Norm, cross_attention
+from perceivers.ops.cross_attention import IMPLEMENTATIONS, Call, Norm, cross_attention
 from perceivers.ops.linear import linear
 from perceivers.ops.tokens import Positions, Tokens
 from perceivers.position import FourierFeatures
@@ -129,11 +129,10 @@ class Work:
         """Return the subjects that can compute this size in this process, and for the others the reason why not."""
         leaves = list(self.theirs.parameters())
         subjects, left_out = {}, {}
-        for name in IMPLEMENTATIONS:
-            try:
-                self.ours(name)
-            except ValueError as error:
-                left_out[name] = str(error)
+        call = Call.of(**self.arguments())
+        for name, implementation in IMPLEMENTATIONS.items():
+            if (reason := implementation.refusal(call)) is not None:
+                left_out[name] = reason
             else:
                 subjects[name] = Subject(partial(self.ours, name), leaves)
         subjects["transformers"] = Subject(lambda: self.theirs(self.latents, inputs=self.tokens.encoded())[0], leaves)

@@ -62,8 +62,8 @@ def draw(model: Model, preprocessing: Preprocessing, name: str, record: Any, lay
     from matplotlib.figure import Figure
 
     sample = preprocessing(record)
-    groups = model.attention_maps(*batch_of([sample], preprocessing, model), layer)
-    maps = (groups if isinstance(groups, Tensor) else groups[0])[0].mean(0).cpu()  # [N, *axes], over the heads
+    group = model.attention_maps(*batch_of([sample], preprocessing, model), layer)[0]
+    maps = group[0].mean(0).cpu()  # [N, *axes], over the heads
     values = next(iter(results(model, preprocessing, [(name, record)])))[1]
     latents = distinct(maps.flatten(1), 3)
     figure = Figure(figsize=(2.6 * (2 + len(latents)), 2.9), layout="constrained")

@@ -4,8 +4,7 @@ import argparse
 
 import torch
 
-from perceivers import PerceiverIO, create_model, list_models
-from perceivers.factory import example_inputs
+from perceivers import create_model, list_models
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +14,7 @@ def main(arguments: list[str]) -> int:
     for name in list_models():
         with torch.device("meta"):
             model = create_model(name)
-            flops = model.flops(example_inputs(name)) if isinstance(model, PerceiverIO) else model.flops()
+            flops = model.flops()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         gigaflops = f"{flops / 1e9:.1f}" if flops >= 1e9 else f"{flops / 1e9:.3f}"
         print(f"{name:40} {parameters:>12,} parameters {gigaflops:>8} GFLOPs")
